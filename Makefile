@@ -1,0 +1,27 @@
+# `make demo` and `make test` do all the set-up they need; see tools/env.sh.
+# Variables: PYTHON (the interpreter .venv is made with), ARGS (passed on to demo.py or pytest).
+PYTHON ?= python3
+ARGS ?=
+VENV_PYTHON := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint
+
+help:
+	@echo "make demo   train a teacher, a student alone and a student with PAT on generated data, and compare them"
+	@echo "make test   lint and tests          (ARGS='-k losses' picks tests)"
+	@echo "make lint   ruff, check and format"
+	@echo "make env    set up .venv only       (PYTHON=python3.11 picks the interpreter)"
+
+env:
+	@PYTHON='$(PYTHON)' bash tools/env.sh
+
+demo: env
+	$(VENV_PYTHON) tools/demo.py $(ARGS)
+
+test: lint
+	$(VENV_PYTHON) -m pytest $(ARGS)
+
+lint: env
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .

@@ -1,0 +1,2 @@
+# The student alone.
+method = None

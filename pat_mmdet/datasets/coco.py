@@ -1,0 +1,135 @@
+"""COCO-format data whose faults are found before training, or skipped and counted."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from mmdet.datasets import CocoDataset
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.registry import DATASETS
+
+
+class CheckedCOCO(COCO):
+    """Reads an annotation file and says what is wrong with it.
+
+    Args:
+        annotation_file (str): Path of a COCO JSON file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, empty, or lacks images, annotations or categories.
+    """
+
+    def __init__(self, annotation_file: str) -> None:
+        self.path = annotation_file
+        if not os.path.isfile(annotation_file):
+            raise FileNotFoundError(
+                f"annotation file {annotation_file!r} does not exist. Put the data there, or set "
+                "data_root in the config to the folder that holds it"
+            )
+        try:
+            super().__init__(annotation_file)
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            raise ValueError(
+                f"annotation file {annotation_file!r} ({os.path.getsize(annotation_file)} bytes) "
+                f"is no valid COCO JSON: {type(error).__name__}: {error}. It may be truncated: "
+                "copy or convert it again"
+            ) from None
+        for key in ("images", "annotations", "categories"):
+            if not self.dataset.get(key):
+                raise ValueError(
+                    f"annotation file {annotation_file!r} has no {key}; there is nothing to learn "
+                    "from or to compare with. Check how it was made"
+                )
+
+    def get_cat_ids(
+        self, cat_names: list = (), sup_names: list = (), cat_ids: list = ()
+    ) -> list[int]:
+        """Looks up category ids by name.
+
+        Raises:
+            ValueError: If a class is not in the file, the order differs, or annotations use unknown ids.
+        """
+        names = {category["id"]: category["name"] for category in self.dataset["categories"]}
+        absent = [name for name in cat_names if name not in names.values()]
+        if absent:
+            raise ValueError(
+                f"annotation file {self.path!r} has no categories named {absent}; it has "
+                f"{sorted(names.values())}. Set the classes in the config (metainfo) to the "
+                "names in the file"
+            )
+        ordered = [name for name in names.values() if name in cat_names]
+        if ordered != list(cat_names):
+            # MMDetection numbers labels in the order of the file.
+            raise ValueError(
+                f"annotation file {self.path!r} has its categories in the order {ordered}, the "
+                f"config has the classes {list(cat_names)}. Set the classes in the file's order, "
+                "or they would change names"
+            )
+        used = {annotation["category_id"] for annotation in self.dataset["annotations"]}
+        if not used <= set(names):
+            raise ValueError(
+                f"annotation file {self.path!r}: annotations use the category ids "
+                f"{sorted(used - set(names))}, which its categories {names} do not define. "
+                "Correct the file"
+            )
+        return super().get_cat_ids(cat_names, sup_names, cat_ids)
+
+
+@DATASETS.register_module()
+class CheckedCocoDataset(CocoDataset):
+    """A ``CocoDataset`` with clear errors, which goes on after an image that cannot be read.
+
+    Such an image is reported by :class:`LoadImageOrSkip`. In training another image takes its
+    place. In evaluation a black one does, so that its objects count as missed.
+
+    Raises:
+        FileNotFoundError: If the annotation file or the folder of images does not exist.
+        ValueError: If the annotation file is not valid or does not fit the classes.
+    """
+
+    COCOAPI = CheckedCOCO
+
+    def load_data_list(self) -> list[dict]:
+        """Loads the annotations and checks that the images' folder is there."""
+        data_list = super().load_data_list()
+        folder = self.data_prefix["img"]
+        if "://" not in folder and not os.path.isdir(folder):
+            raise FileNotFoundError(
+                f"image folder {folder!r} does not exist. Put the images there, or set data_root "
+                "and data_prefix in the config"
+            )
+        if not any(os.path.isfile(info["img_path"]) for info in data_list[:100]):
+            raise FileNotFoundError(
+                f"none of the first images of {self.ann_file!r} is where the config says, for "
+                f"example {data_list[0]['img_path']!r}. Set data_root and data_prefix"
+            )
+        return data_list
+
+    def filter_data(self) -> list[dict]:
+        """Drops images as the config asks.
+
+        Raises:
+            ValueError: If no image is left.
+        """
+        kept = super().filter_data()
+        if not kept:
+            raise ValueError(
+                f"{self.ann_file!r}: none of its images has a box of the classes "
+                f"{list(self.metainfo['classes'])} (filter_cfg={self.filter_cfg}). Check the "
+                "annotations, or the classes in the config"
+            )
+        return kept
+
+    def prepare_data(self, idx: int) -> dict | None:
+        """Loads and transforms an image, or a black one in evaluation if it cannot be read."""
+        data = super().prepare_data(idx)
+        if data is None and self.test_mode:
+            info = self.get_data_info(idx)
+            info["img"] = np.zeros((info["height"], info["width"], 3), dtype=np.uint8)
+            info["img_shape"] = info["ori_shape"] = info["img"].shape[:2]
+            for transform in self.pipeline.transforms[1:]:
+                info = transform(info)
+            return info
+        return data

@@ -1,0 +1,171 @@
+"""What distillers of every task have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from pat_mmdet.registry import build_method
+from pat_mmdet.utils.checkpoint import load_weights
+from pat_mmdet.views import NetworkSpec
+
+_METHOD = "distill."
+_STUDENT = "student."
+
+
+class FrozenTeacher:
+    """Keeps the teacher out of the module tree.
+
+    As no :class:`torch.nn.Module`, it adds no parameter, checkpoint entry or optimizer group,
+    and distributed training does not broadcast it. A deep copy (EMA makes one of the whole
+    model) shares it.
+
+    Attributes:
+        network (nn.Module): The teacher, in eval mode and without gradients to its weights.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        network.eval()
+        network.requires_grad_(False)
+        self.network = network
+
+    def __deepcopy__(self, memo: dict) -> FrozenTeacher:
+        return self
+
+
+class BaseDistiller(BaseModel):
+    """Trains a student with a frozen teacher and a method.
+
+    Checkpoints hold the student's weights under the student's own names, so that they load into
+    the plain student, and the method's under ``distill.``. The teacher is not in them.
+
+    Args:
+        student (dict): Config of the student.
+        teacher (dict): Config of the teacher.
+        method (dict): Config of the method: ``type``, its arguments, and ``input_size`` (height,
+            width) of the image on which shapes are found. Arguments that hold for one task only
+            may stand in a dict under the task's name.
+        teacher_checkpoint (str, optional): Path or URL of the teacher's weights. ``None``, which
+            must be written out, leaves the teacher to its own ``init_cfg``.
+
+    Raises:
+        FileNotFoundError: If the teacher's checkpoint does not exist.
+        ValueError: If the checkpoint does not fit the teacher, or the networks do not fit the
+            method.
+    """
+
+    task: str
+
+    def __init__(
+        self, student: dict, teacher: dict, method: dict, teacher_checkpoint: str | None
+    ) -> None:
+        network = MODELS.build(student)
+        super().__init__(data_preprocessor=network.data_preprocessor)
+        self.student = network
+        teacher_network = MODELS.build(teacher)
+        if teacher_checkpoint is None:
+            teacher_network.init_weights()
+        else:
+            load_weights(teacher_network, teacher_checkpoint)
+        # Through __dict__: an ordinary attribute could be mistaken for a submodule one day.
+        self.__dict__["_frozen"] = FrozenTeacher(teacher_network)
+        self._add_taps()
+        method = task_settings(method, self.task)
+        input_size = method.pop("input_size")
+        with _dry_run(self.student, self.teacher):
+            student_spec, teacher_spec = self._find_shapes(torch.zeros(1, 3, *input_size))
+        self.distill = build_method(method, student_spec, teacher_spec)
+
+    @property
+    def teacher(self) -> nn.Module:
+        """nn.Module: The teacher, which is no submodule."""
+        return self._frozen.network
+
+    @abstractmethod
+    def _add_taps(self) -> None:
+        """Registers the hooks on student and teacher."""
+
+    @abstractmethod
+    def _find_shapes(self, image: Tensor) -> tuple[NetworkSpec, NetworkSpec]:
+        """Runs both networks on an image (1, 3, H, W) and gives their shapes."""
+
+    @abstractmethod
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
+        """Computes the student's own losses and those of the method."""
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor") -> Any:
+        """Trains with the method in mode ``'loss'``; otherwise runs the student alone."""
+        if mode == "loss":
+            return self.loss(inputs, data_samples)
+        return self.student(inputs, data_samples, mode=mode)
+
+    def train(self, mode: bool = True) -> BaseDistiller:
+        """Sets the mode of student and method; the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> BaseDistiller:
+        """Moves and casts the teacher with the rest (``.to()``, ``.cuda()``, ``.half()``)."""
+        super()._apply(fn, *args, **kwargs)
+        self.teacher._apply(fn, *args, **kwargs)
+        return self
+
+    def state_dict(
+        self,
+        *args: Any,
+        destination: dict | None = None,
+        prefix: str = "",
+        keep_vars: bool = False,
+    ) -> dict:
+        """Gives the student's entries under their own names and the method's under ``distill.``.
+
+        The student is asked as a module on its own, so that hooks which rename its keys (those
+        of wrappers of other libraries) do as they would without a distiller.
+        """
+        if destination is None:
+            destination = OrderedDict()
+            destination._metadata = OrderedDict()
+        parts = (
+            (prefix, self.student.state_dict(keep_vars=keep_vars)),
+            (prefix + _METHOD, self.distill.state_dict(keep_vars=keep_vars)),
+        )
+        for start, state in parts:
+            destination.update({start + key: value for key, value in state.items()})
+            for key, value in getattr(state, "_metadata", {}).items():
+                destination._metadata[(start + key).rstrip(".")] = value
+        return destination
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Gives the student's keys the prefix that they have inside this module."""
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            name = key[len(prefix) :]
+            if not name.startswith((_METHOD, _STUDENT)):
+                state_dict[prefix + _STUDENT + name] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def task_settings(method: dict, task: str) -> dict:
+    """Merges a method's arguments for one task into the others, which have priority."""
+    common = {key: method[key] for key in method if key not in ("detection", "classification")}
+    return {**method.get(task, {}), **common}
+
+
+@contextmanager
+def _dry_run(*networks: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients, leaving modes and the random state as they were."""
+    modes = [(module, module.training) for net in networks for module in net.modules()]
+    for network in networks:
+        network.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        yield
+    for module, training in modes:
+        module.training = training

@@ -1,0 +1,16 @@
+"""Trainable layers of the distillation methods; they need nothing but PyTorch."""
+
+from .afp import AdaptiveFeedbackPrompt, SqueezeExcite, shifted_means, valid_fractions
+from .projectors import FeatureProjector, MapAligner, TokenAligner
+from .raa import RegionAwareAttention
+
+__all__ = [
+    "AdaptiveFeedbackPrompt",
+    "FeatureProjector",
+    "MapAligner",
+    "RegionAwareAttention",
+    "SqueezeExcite",
+    "TokenAligner",
+    "shifted_means",
+    "valid_fractions",
+]

@@ -1,0 +1,68 @@
+"""What every distillation method has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from pat_mmdet.taps import Prompt
+from pat_mmdet.views import NetworkSpec, View
+
+Prompted = Callable[[Prompt], View]
+
+
+class BaseMethod(nn.Module):
+    """Turns the views of student and teacher into losses.
+
+    A method declares in :attr:`needs` what it reads, and the distiller computes only that:
+    ``'features'`` and ``'logits'`` of both networks (the teacher's from its plain pass), and
+    ``'prompted'``: the third argument of :meth:`forward` can be called.
+
+    Args:
+        student (NetworkSpec): Shapes of the student.
+        teacher (NetworkSpec): Shapes of the teacher.
+
+    Raises:
+        ValueError: If the method reads features and the networks have different numbers of
+            feature levels, or if it reads logits and they have different numbers of classes.
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, student: NetworkSpec, teacher: NetworkSpec) -> None:
+        super().__init__()
+        if "features" in self.needs and len(student.features) != len(teacher.features):
+            raise ValueError(
+                f"the student gives {len(student.features)} feature levels and the teacher "
+                f"{len(teacher.features)}; {type(self).__name__} compares them one to one. "
+                "Set num_outs and out_indices of the necks and backbones to the same levels"
+            )
+        if "logits" in self.needs and student.num_classes != teacher.num_classes:
+            raise ValueError(
+                f"the student has {student.num_classes} classes (with background) and the teacher "
+                f"{teacher.num_classes}; {type(self).__name__} compares their logits. Train the "
+                "teacher on the student's classes, or use a method on features alone"
+            )
+
+    def forward(self, student: View, teacher: View, prompted: Prompted) -> dict[str, Tensor]:
+        """Computes the losses of a step.
+
+        Args:
+            student (View): The student's outputs, with gradient.
+            teacher (View): The plain teacher's outputs, without gradient.
+            prompted (Callable): Runs the teacher with prompts on the same batch: takes a
+                function of a stage's index and input map (B, C, H, W), which returns the
+                prompted map, and gives the teacher's view, with gradient to the prompts.
+
+        Returns:
+            dict[str, Tensor]: Losses, scalars; keys begin with ``loss_``.
+        """
+        raise NotImplementedError
+
+    def resume_state(self) -> dict[str, Tensor]:
+        """What one process carries from step to step besides parameters and buffers."""
+        return {}
+
+    def load_resume_state(self, state: dict[str, Tensor]) -> None:
+        """Takes back what :meth:`resume_state` gave."""

@@ -1,0 +1,60 @@
+"""FitNet: matching features after a projector (Romero et al., ICLR 2015)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pat_mmdet.layers import FeatureProjector
+from pat_mmdet.losses import kd_loss
+from pat_mmdet.methods.base import BaseMethod, Prompted
+from pat_mmdet.registry import METHODS
+from pat_mmdet.views import NetworkSpec, View
+
+
+@METHODS.register_module()
+class FitNet(BaseMethod):
+    """Mean squared error of all features after a projector to the teacher's shape, and KD.
+
+    Source: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, Eq. 3, with the stages
+    and weights of the PAT paper's comparison.
+
+    Args:
+        student (NetworkSpec): Shapes of the student.
+        teacher (NetworkSpec): Shapes of the teacher.
+        fd_weight (float): Weight of the feature loss, the sum over levels.
+        kd_weight (float): Weight of the logit loss.
+        temperature (float): Temperature of the logit loss.
+    """
+
+    needs = frozenset({"features", "logits"})
+
+    def __init__(
+        self,
+        student: NetworkSpec,
+        teacher: NetworkSpec,
+        fd_weight: float = 1.0,
+        kd_weight: float = 1.0,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.fd_weight = fd_weight
+        self.kd_weight = kd_weight
+        self.temperature = temperature
+        self.projectors = nn.ModuleList(
+            FeatureProjector(own[0], target[0])
+            for own, target in zip(student.features, teacher.features)
+        )
+
+    def forward(self, student: View, teacher: View, prompted: Prompted) -> dict[str, Tensor]:
+        """Gives ``loss_fd`` and ``loss_kd``; arguments as in :class:`BaseMethod`."""
+        distances = [
+            F.mse_loss(projector(own, target.shape[-2:]).float(), target.float())
+            for projector, own, target in zip(
+                self.projectors, student.features, teacher.features
+            )
+        ]
+        return {
+            "loss_fd": self.fd_weight * sum(distances),
+            "loss_kd": self.kd_weight * kd_loss(student.logits, teacher.logits, self.temperature),
+        }

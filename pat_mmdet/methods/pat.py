@@ -1,0 +1,147 @@
+"""Perspective-Aware Teaching (ICCV 2025): region-aware attention and feedback prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from pat_mmdet.layers import AdaptiveFeedbackPrompt, MapAligner, RegionAwareAttention
+from pat_mmdet.losses import hcl_loss, kd_loss
+from pat_mmdet.methods.base import BaseMethod, Prompted
+from pat_mmdet.registry import METHODS
+from pat_mmdet.views import NetworkSpec, View
+
+_FEEDBACKS = ("previous", "current", "none")
+
+
+@METHODS.register_module()
+class PAT(BaseMethod):
+    """Aligns views by attention over regions, and lets the teacher adapt by prompts.
+
+    Source: Perspective-Aware Teaching, ICCV 2025. The loss added to the student's own is
+    ``kd_weight · L_KL + fd_weight · L_FD + reg_weight · L_Reg``: KL of the student to the plain
+    teacher; hierarchical context loss between aligned student features and those of the
+    prompted teacher, summed over levels; KL of the prompted teacher to the plain one.
+
+    The feedback of stage i is the gap between the aligned student's and the teacher's feature i,
+    without gradient. ``'previous'`` takes the gap of the process's last batch (each forward is
+    one: under gradient accumulation the last micro-batch): zeros at the first step, rows reused
+    in turn for another batch size, maps resized for another size. It is saved in checkpoints for
+    ``prompt='channel'``; for ``'spatial'`` (about 90 MB an image at 800×1333) it is not, and
+    begins with zeros after a resume. ``'current'`` takes the gap of the same images to the plain
+    teacher.
+
+    Args:
+        student (NetworkSpec): Shapes of the student.
+        teacher (NetworkSpec): Shapes of the teacher.
+        prompt (str): ``'channel'`` or ``'spatial'``, see :class:`AdaptiveFeedbackPrompt`.
+        feedback (str): ``'previous'``, ``'current'`` or ``'none'``.
+        afp_stages (Sequence[int], optional): Indices of the teacher's stages with a prompt;
+            all by default.
+        raa_grid (int): Regions along each side of a map.
+        raa_dim (int): Width of a region's token.
+        kd_weight (float): Weight of ``loss_kd``.
+        fd_weight (float): Weight of ``loss_fd``.
+        reg_weight (float): Weight of ``loss_reg``.
+        temperature (float): Temperature of both KL terms.
+
+    Raises:
+        ValueError: If an option is unknown or a stage does not exist.
+    """
+
+    needs = frozenset({"features", "logits", "prompted"})
+
+    def __init__(
+        self,
+        student: NetworkSpec,
+        teacher: NetworkSpec,
+        prompt: str = "channel",
+        feedback: str = "previous",
+        afp_stages: Sequence[int] | None = None,
+        raa_grid: int = 5,
+        raa_dim: int = 64,
+        kd_weight: float = 1.0,
+        fd_weight: float = 1.0,
+        reg_weight: float = 1.0,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(student, teacher)
+        if feedback not in _FEEDBACKS:
+            raise ValueError(f"unknown feedback {feedback!r}; known: {', '.join(_FEEDBACKS)}")
+        num_stages = min(len(teacher.stage_inputs), len(teacher.features))
+        stages = range(num_stages) if afp_stages is None else afp_stages
+        if not set(stages) <= set(range(num_stages)):
+            raise ValueError(
+                f"afp_stages={tuple(stages)}: the teacher has the stages 0 to {num_stages - 1}"
+            )
+        self.feedback = feedback
+        self.kd_weight = kd_weight
+        self.fd_weight = fd_weight
+        self.reg_weight = reg_weight
+        self.temperature = temperature
+        self.raa = RegionAwareAttention(
+            [shape[0] for shape in student.features],
+            [shape[1:] for shape in student.features],
+            grid=raa_grid,
+            dim=raa_dim,
+        )
+        self.aligners = nn.ModuleList(MapAligner(raa_dim, shape[0]) for shape in teacher.features)
+        self.prompts = nn.ModuleDict(
+            {
+                str(stage): AdaptiveFeedbackPrompt(
+                    teacher.stage_inputs[stage][0],
+                    None if feedback == "none" else teacher.features[stage][0],
+                    prompt=prompt,
+                )
+                for stage in stages
+            }
+        )
+        self._resumable = prompt == "channel" and feedback == "previous"
+        # A plain dict: it changes its shape from step to step and concerns one process alone.
+        self._previous: dict[str, Tensor] = {}
+
+    def forward(self, student: View, teacher: View, prompted: Prompted) -> dict[str, Tensor]:
+        """Gives ``loss_kd``, ``loss_fd`` and ``loss_reg``; arguments as in :class:`BaseMethod`."""
+        aligned = [
+            aligner(tokens, target.shape[-2:])
+            for aligner, tokens, target in zip(
+                self.aligners, self.raa(student.features), teacher.features
+            )
+        ]
+        sizes: dict[str, Sequence[int]] = {}
+
+        def prompt(index: int, x: Tensor) -> Tensor:
+            stage = str(index)
+            if stage not in self.prompts:
+                return x
+            sizes[stage] = x.shape[-2:]
+            feedback = self._previous.get(stage)
+            if self.feedback == "current":
+                gap = aligned[index].detach() - teacher.features[index]
+                feedback = self.prompts[stage].summarize(gap, sizes[stage])
+            return self.prompts[stage](x, feedback)
+
+        adapted = prompted(prompt)
+        if self.feedback == "previous":
+            self._previous = {
+                stage: self.prompts[stage].summarize(
+                    aligned[int(stage)].detach() - adapted.features[int(stage)].detach(), size
+                )
+                for stage, size in sizes.items()
+            }
+        distance = sum(hcl_loss(own, target) for own, target in zip(aligned, adapted.features))
+        return {
+            "loss_kd": self.kd_weight * kd_loss(student.logits, teacher.logits, self.temperature),
+            "loss_fd": self.fd_weight * distance,
+            "loss_reg": self.reg_weight * kd_loss(adapted.logits, teacher.logits, self.temperature),
+        }
+
+    def resume_state(self) -> dict[str, Tensor]:
+        """The feedback of the last batch, for ``prompt='channel'``."""
+        return dict(self._previous) if self._resumable else {}
+
+    def load_resume_state(self, state: dict[str, Tensor]) -> None:
+        """Takes back what :meth:`resume_state` gave, on the device of the parameters."""
+        device = next(self.parameters()).device
+        self._previous = {stage: value.to(device) for stage, value in state.items()}

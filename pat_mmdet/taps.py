@@ -1,0 +1,125 @@
+"""Reading features and adding prompts inside a network with hooks, without editing it.
+
+Hooks are registered once, when the network is built. They do nothing outside of the context
+managers here, so that no graph outlives its step.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from pat_mmdet.stages import Stage, map_to_tokens, tokens_to_map
+
+Prompt = Callable[[int, Tensor], Tensor]
+
+
+def resolve(network: nn.Module, path: str) -> nn.Module:
+    """Finds a module by its path.
+
+    Raises:
+        ValueError: If there is no such module; the paths that come close are named.
+    """
+    modules = dict(network.named_modules())
+    if path in modules:
+        return modules[path]
+    depth = path.count(".")
+    candidates = [name for name in modules if name.count(".") <= depth and name]
+    close = difflib.get_close_matches(path, candidates, n=5, cutoff=0.4)
+    raise ValueError(
+        f"{type(network).__name__} has no module {path!r}. "
+        f"Paths that come close: {', '.join(close) or ', '.join(candidates[:10])}"
+    )
+
+
+class Recorder:
+    """Keeps what chosen modules take or give during one pass.
+
+    Args:
+        network (nn.Module): The network to read from.
+        inputs (Mapping[str, tuple[str, int]]): Name to (module path, argument position): the
+            positional argument of the module's first call is kept under the name.
+        outputs (Mapping[str, str]): Name to module path: what its first call returns is kept.
+
+    Raises:
+        ValueError: If a path does not exist.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Mapping[str, tuple[str, int]] | None = None,
+        outputs: Mapping[str, str] | None = None,
+    ) -> None:
+        self._records: dict[str, Any] | None = None
+        for name, (path, position) in (inputs or {}).items():
+            hook = partial(self._keep_input, name, position)
+            resolve(network, path).register_forward_pre_hook(hook)
+        for name, path in (outputs or {}).items():
+            resolve(network, path).register_forward_hook(partial(self._keep_output, name))
+
+    def _keep_input(self, name: str, position: int, module: nn.Module, args: tuple) -> None:
+        if self._records is not None:
+            self._records.setdefault(name, args[position])
+
+    def _keep_output(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._records is not None:
+            self._records.setdefault(name, output)
+
+    @contextmanager
+    def recording(self) -> Iterator[dict[str, Any]]:
+        """Gives a dict that fills while the network runs inside the context."""
+        self._records = records = {}
+        try:
+            yield records
+        finally:
+            self._records = None
+
+
+class Prompter:
+    """Lets a function change the input of each stage of a network.
+
+    Args:
+        network (nn.Module): The network to prompt.
+        stages (Sequence[Stage]): Its stages from shallow to deep.
+
+    Raises:
+        ValueError: If the path of a stage does not exist.
+    """
+
+    def __init__(self, network: nn.Module, stages: Sequence[Stage]) -> None:
+        self._prompt: Prompt | None = None
+        for index, stage in enumerate(stages):
+            hook = partial(self._apply_prompt, index, stage.layout)
+            resolve(network, stage.begin).register_forward_pre_hook(hook)
+
+    def _apply_prompt(
+        self, index: int, layout: str, module: nn.Module, args: tuple
+    ) -> tuple | None:
+        if self._prompt is None:
+            return None
+        x, *rest = args
+        if layout == "NLC":
+            x = map_to_tokens(self._prompt(index, tokens_to_map(x, rest[0])))
+        else:
+            x = self._prompt(index, x)
+        return (x, *rest)
+
+    @contextmanager
+    def prompting(self, prompt: Prompt) -> Iterator[None]:
+        """Within the context, stage i gets ``prompt(i, x)`` in place of its input ``x``.
+
+        Args:
+            prompt (Callable): Takes the index of the stage and its input as a map
+                (B, C, H, W), and returns a map of the same shape.
+        """
+        self._prompt = prompt
+        try:
+            yield
+        finally:
+            self._prompt = None

@@ -1,0 +1,156 @@
+"""Reading configs the way all tools do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+
+_LOADERS = ("train", "val", "test")
+
+
+def load_config(path: str, options: dict | None = None, method: str | None = None) -> Config:
+    """Reads a config, puts a method in place, and applies options of the command line.
+
+    Args:
+        path (str): Path of the config.
+        options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
+        method (str, optional): Name of a method overlay, see :func:`apply_method`.
+
+    Returns:
+        Config: The config, with ``data_root`` and ``classes`` carried to every place.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: If the method is unknown.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"config {path!r} does not exist; the project's configs are under configs/"
+        )
+    cfg = Config.fromfile(path)
+    if method is not None:
+        apply_method(cfg, method)
+    if options:
+        cfg.merge_from_dict(options)
+    _bind_data(cfg)
+    return cfg
+
+
+def set_work_dir(cfg: Config, work_dir: str | None) -> None:
+    """Sets ``work_dir`` from the command line, the config, or the config's file name."""
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = os.path.join("work_dirs", Path(cfg.filename).stem)
+
+
+def is_distiller(cfg: Config) -> bool:
+    """Tells whether a config trains a student with a teacher."""
+    return "student" in cfg.model and "teacher" in cfg.model
+
+
+def student_model(cfg: Config) -> ConfigDict:
+    """The config of the student of a distiller, or of the model itself."""
+    return cfg.model.student if is_distiller(cfg) else cfg.model
+
+
+def apply_method(cfg: Config, name: str) -> None:
+    """Puts a method in place of the config's own; ``none`` leaves the student alone.
+
+    Args:
+        cfg (Config): Config of a distiller, changed in place. Its ``input_size`` is kept.
+        name (str): Name of an overlay in ``configs/_base_/methods``.
+
+    Raises:
+        ValueError: If the config has no teacher, or there is no such method.
+    """
+    if not is_distiller(cfg):
+        raise ValueError(
+            f"config {cfg.filename!r} has no teacher, so there is no method to choose; take one "
+            "of configs/pat"
+        )
+    folder = _methods_folder(cfg)
+    overlay = folder / f"{name}.py"
+    if not overlay.is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.py")))
+        raise ValueError(f"unknown method {name!r}; known methods: {known}")
+    method = Config.fromfile(overlay).method
+    if method is None:
+        cfg.model = cfg.model.student
+    else:
+        cfg.model.method = {"input_size": cfg.model.method.input_size, **method}
+
+
+def _methods_folder(cfg: Config) -> Path:
+    """The overlays beside the config, or else those of the project."""
+    project = Path(__file__).resolve().parents[2] / "configs"
+    for folder in (*Path(cfg.filename).resolve().parents, project):
+        if (folder / "_base_" / "methods").is_dir():
+            return folder / "_base_" / "methods"
+    raise ValueError(
+        f"no _base_/methods folder beside {cfg.filename!r}; keep configs under the project's "
+        "configs/ folder or copy that folder"
+    )
+
+
+def prepare_devices(cfg: Config, launcher: str) -> None:
+    """Fits precision and process groups to a machine without a GPU.
+
+    Mixed precision is switched off with a warning, as mmengine has none on the CPU. Several
+    processes are joined with gloo here, because mmengine asks for a GPU even then.
+
+    Args:
+        cfg (Config): Changed in place.
+        launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+    """
+    cfg.launcher = launcher
+    if torch.cuda.is_available():
+        return
+    wrapper = cfg.get("optim_wrapper")
+    if wrapper is not None and wrapper.type == "AmpOptimWrapper":
+        print_log("no GPU: training in full precision instead of mixed", "current", 30)
+        wrapper.type = "OptimWrapper"
+        for key in ("loss_scale", "dtype", "use_fsdp"):
+            wrapper.pop(key, None)
+    if launcher == "pytorch":
+        cfg.env_cfg.dist_cfg = dict(backend="gloo")
+        cfg.model_wrapper_cfg = dict(
+            type="MMDistributedDataParallel",
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=False,
+        )
+        # mmengine takes a group that exists as it is.
+        torch.distributed.init_process_group("gloo")
+
+
+def _bind_data(cfg: Config) -> None:
+    """Carries ``data_root`` and ``classes`` to loaders, evaluators and heads."""
+    if "data_root" not in cfg or "classes" not in cfg:
+        return
+    for name in _LOADERS:
+        loader = cfg.get(f"{name}_dataloader")
+        if loader is None:
+            continue
+        dataset = loader.dataset
+        dataset.data_root = cfg.data_root
+        dataset.metainfo = dict(classes=tuple(cfg.classes))
+        if name != "train":
+            cfg[f"{name}_evaluator"].ann_file = os.path.join(cfg.data_root, dataset.ann_file)
+    for node in _walk(cfg.model):
+        if "num_classes" in node:
+            node.num_classes = len(cfg.classes)
+
+
+def _walk(node: dict) -> Iterator[dict]:
+    """Gives every dict inside a config, from the outside in."""
+    yield node
+    for value in node.values():
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, dict):
+                yield from _walk(item)

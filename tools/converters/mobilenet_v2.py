@@ -1,0 +1,58 @@
+"""Converts MobileNetV2 ImageNet weights in torchvision's layout to MMDetection's backbone.
+
+The names of the source do not matter, only the order and shapes of its tensors, which are those of
+torchvision's ``features``. A classifier at the end is left out.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from mmdet.models.backbones import MobileNetV2
+
+from pat_mmdet.utils import read_checkpoint
+from pat_mmdet.utils.errors import clear_errors
+
+
+def convert(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Renames tensors by their order.
+
+    Args:
+        source (dict[str, Tensor]): Weights in torchvision's order.
+
+    Returns:
+        dict[str, Tensor]: Weights by MMDetection's names.
+
+    Raises:
+        ValueError: If a tensor is missing or has another shape.
+    """
+    target = MobileNetV2().state_dict()
+    if len(source) < len(target):
+        raise ValueError(
+            f"the source has {len(source)} tensors, MobileNetV2's features have {len(target)}"
+        )
+    for (old, value), (new, like) in zip(source.items(), target.items()):
+        if value.shape != like.shape:
+            raise ValueError(
+                f"{old} has the shape {tuple(value.shape)}, {new} has {tuple(like.shape)}; the "
+                "source is not a MobileNetV2 of width 1.0 in torchvision's order"
+            )
+    return dict(zip(target, source.values()))
+
+
+def main() -> None:
+    """Converts a file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", help="file with a state dict")
+    parser.add_argument("out", help="file for the converted weights")
+    args = parser.parse_args()
+    with clear_errors():
+        source = read_checkpoint(args.source)
+        weights = convert(source.get("state_dict", source))
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(state_dict=weights), args.out)
+    print(f"{len(weights)} tensors: {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Writes a trained student as weights and a config that plain MMDetection runs."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+
+from pat_mmdet.backbones import HeadlessMobileNetV2
+from pat_mmdet.datasets import CheckedCocoDataset, LoadImageOrSkip
+from pat_mmdet.hooks import SafeCheckpointHook
+from pat_mmdet.loops import ResumableIterBasedTrainLoop
+from pat_mmdet.utils import load_config, load_weights, read_checkpoint, student_model
+from pat_mmdet.utils.errors import clear_errors
+
+PLAIN_NAMES = {
+    cls.__name__: cls.__mro__[1].__name__
+    for cls in (
+        CheckedCocoDataset,
+        HeadlessMobileNetV2,
+        LoadImageOrSkip,
+        ResumableIterBasedTrainLoop,
+        SafeCheckpointHook,
+    )
+}
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="path of the config the student was trained with")
+    parser.add_argument("checkpoint", help="checkpoint of the training")
+    parser.add_argument("out", help="file for the weights (.pth); the config goes beside it (.py)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="the settings that were overridden in training, as key=value",
+    )
+    args = parser.parse_args()
+    if not args.out.endswith(".pth"):
+        parser.error("OUT must end with .pth")
+    return args
+
+
+def plain_config(cfg: Config) -> Config:
+    """Turns a config of this project into one of plain MMDetection.
+
+    Args:
+        cfg (Config): Config of a distiller, or of a student alone.
+
+    Returns:
+        Config: The student's, in which classes of this project are replaced by those they extend.
+    """
+    plain = cfg.to_dict()
+    plain["model"] = student_model(cfg).to_dict()
+    plain.pop("custom_imports", None)
+    return Config(_plain(plain))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        node = {key: _plain(item) for key, item in value.items()}
+        if isinstance(node.get("type"), str):
+            node["type"] = PLAIN_NAMES.get(node["type"], node["type"])
+        return node
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item) for item in value)
+    return value
+
+
+def main() -> None:
+    """Exports as the command line says."""
+    args = parse_args()
+    with clear_errors():
+        cfg = load_config(args.config, args.cfg_options)
+        init_default_scope(cfg.get("default_scope", "mmdet"))
+        student = MODELS.build(student_model(cfg))
+        load_weights(student, args.checkpoint, allow_unused=("distill.",))
+        meta = read_checkpoint(args.checkpoint).get("meta", {})
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(
+        dict(
+            meta=dict(dataset_meta=meta.get("dataset_meta", dict(classes=cfg.get("classes")))),
+            state_dict=student.state_dict(),
+        ),
+        out,
+    )
+    plain_config(cfg).dump(out.with_suffix(".py"))
+    print(f"weights: {out}\nconfig:  {out.with_suffix('.py')}")
+
+
+if __name__ == "__main__":
+    main()

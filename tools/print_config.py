@@ -1,0 +1,62 @@
+"""Print a config as training sees it: bases, ``--method`` and ``--cfg-options`` merged.
+
+Example:
+    python tools/print_config.py configs/pat/swin_t-res18_coco.py --method ofa
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+SAVE_SUFFIXES = (".py", ".json", ".yml", ".yaml")
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Print the whole config")
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--method", help="put this method's overlay in place of the config's")
+    parser.add_argument(
+        "--save-path", type=Path, help=f"also write it to this file ({', '.join(SAVE_SUFFIXES)})"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="settings to change, as key=value; a.b=value for nested keys, key=[a,b] or key=a,b "
+        "for lists (quote them, no white space)",
+    )
+    args = parser.parse_args()
+    if args.save_path is not None and args.save_path.suffix not in SAVE_SUFFIXES:
+        parser.error(f"--save-path must end in one of {', '.join(SAVE_SUFFIXES)}")
+    return args
+
+
+def main() -> None:
+    """Print the merged config and save it where asked to."""
+    args = parse_args()
+    try:
+        cfg = Config.fromfile(args.config)
+        if args.method is not None:
+            from pat_mmdet.utils import apply_method
+
+            apply_method(cfg, args.method)
+    except (OSError, ValueError) as error:
+        sys.exit(f"print_config: cannot load {args.config}: {error}")
+    # Last, so that the command line can also change what the method's overlay says.
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    print(f"Config:\n{cfg.pretty_text}")
+
+    if args.save_path is not None:
+        args.save_path.parent.mkdir(parents=True, exist_ok=True)
+        cfg.dump(args.save_path)
+        print(f"saved to {args.save_path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Evaluates the student of a config, or its teacher; a teacher is built only when asked for."""
+
+import argparse
+import os
+from copy import deepcopy
+
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+from mmengine.config import Config, DictAction
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from pat_mmdet.utils import (
+    is_distiller,
+    load_config,
+    load_weights,
+    prepare_devices,
+    set_work_dir,
+    student_model,
+)
+from pat_mmdet.utils.errors import clear_errors
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="path of the config")
+    parser.add_argument(
+        "checkpoint", nargs="?", help="checkpoint; may be left out with --teacher"
+    )
+    parser.add_argument("--work-dir", help="folder for the metrics")
+    parser.add_argument("--out", help="pickle file for the predictions")
+    parser.add_argument("--show", action="store_true", help="show the predictions in a window")
+    parser.add_argument("--show-dir", help="folder for images with the predictions")
+    parser.add_argument("--wait-time", type=float, default=2, help="seconds an image is shown")
+    parser.add_argument("--tta", action="store_true", help="average over flipped images")
+    parser.add_argument("--teacher", action="store_true", help="evaluate the teacher instead")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="override settings of the config, as key=value; nested keys with dots, "
+        'lists as key="[a,b]"',
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if args.out is not None and not args.out.endswith((".pkl", ".pickle")):
+        parser.error("--out must end with .pkl or .pickle")
+    if args.checkpoint is None and not args.teacher:
+        parser.error("a checkpoint is needed (only --teacher knows its own)")
+    return args
+
+
+def choose_model(cfg: Config, args: argparse.Namespace) -> str:
+    """Puts the network to test in place of the distiller, and gives its checkpoint.
+
+    Raises:
+        ValueError: If there is no teacher, or no checkpoint of it.
+    """
+    if not args.teacher:
+        cfg.model = student_model(cfg)
+        return args.checkpoint
+    if not is_distiller(cfg):
+        raise ValueError(f"config {args.config!r} has no teacher; take one of configs/pat")
+    checkpoint = args.checkpoint or cfg.model.teacher_checkpoint
+    if checkpoint is None:
+        raise ValueError(
+            "model.teacher_checkpoint is None; give the teacher's checkpoint on the command line"
+        )
+    cfg.model = cfg.model.teacher
+    return checkpoint
+
+
+def add_tta(cfg: Config) -> None:
+    """Wraps the model for test-time augmentation, by flipping unless the config says more."""
+    cfg.setdefault(
+        "tta_model",
+        dict(
+            type="DetTTAModel",
+            tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
+        ),
+    )
+    if "tta_pipeline" not in cfg:
+        *head, pack = deepcopy(cfg.test_dataloader.dataset.pipeline)
+        pack.meta_keys = (
+            *pack.get("meta_keys", ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+            "flip",
+            "flip_direction",
+        )
+        flips = [dict(type="RandomFlip", prob=prob) for prob in (1.0, 0.0)]
+        cfg.tta_pipeline = [*head, dict(type="TestTimeAug", transforms=[flips, [pack]])]
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def main() -> None:
+    """Tests as the command line says."""
+    args = parse_args()
+    with clear_errors():
+        cfg = load_config(args.config, args.cfg_options)
+        set_work_dir(cfg, args.work_dir)
+        prepare_devices(cfg, args.launcher)
+        checkpoint = choose_model(cfg, args)
+        if args.show or args.show_dir:
+            cfg = trigger_visualization_hook(cfg, args)
+        if args.tta:
+            add_tta(cfg)
+        runner = Runner.from_cfg(cfg)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        load_weights(model.module if args.tta else model, checkpoint, allow_unused=("distill.",))
+        if args.out is not None:
+            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+        runner.test()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Trains a detector: a student with a teacher, a student alone, or a teacher."""
+
+import argparse
+import os
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from pat_mmdet.utils import load_config, prepare_devices, read_checkpoint, set_work_dir
+from pat_mmdet.utils.errors import clear_errors
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="path of the config")
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
+    parser.add_argument("--amp", action="store_true", help="train with mixed precision")
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by the effective batch size",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        help="resume from this checkpoint, or from the last one in the work dir if none is given",
+    )
+    parser.add_argument(
+        "--method",
+        help="distillation method in place of the config's: a name in configs/_base_/methods, "
+        "'none' for the student alone",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="override settings of the config, as key=value; nested keys with dots, "
+        'lists as key="[a,b]"',
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    return args
+
+
+def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
+    """Carries the flags of the command line into the config.
+
+    Raises:
+        FileNotFoundError: If the checkpoint to resume from does not exist.
+        ValueError: If it cannot be read, or the rate cannot be scaled.
+    """
+    set_work_dir(cfg, args.work_dir)
+    if args.method is not None and args.work_dir is None:
+        cfg.work_dir = f"{cfg.work_dir}_{args.method}"
+    if args.amp:
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            raise ValueError(
+                f"config {args.config!r} does not say what batch its learning rate is for; set "
+                "auto_scale_lr=dict(base_batch_size=...)"
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        checkpoint = args.resume
+        if checkpoint == "auto":
+            checkpoint = find_latest_checkpoint(cfg.work_dir)
+        if checkpoint is not None:
+            # Read once before anything is built, to fail early.
+            read_checkpoint(checkpoint)
+        cfg.resume = checkpoint is not None
+        cfg.load_from = checkpoint
+
+
+def main() -> None:
+    """Trains as the command line says."""
+    args = parse_args()
+    with clear_errors():
+        cfg = load_config(args.config, args.cfg_options, args.method)
+        apply_flags(cfg, args)
+        prepare_devices(cfg, args.launcher)
+        Runner.from_cfg(cfg).train()
+
+
+if __name__ == "__main__":
+    main()
