@@ -8,8 +8,11 @@
 # It does nothing when .venv is up to date, and takes up where it was when an earlier run was
 # interrupted. mmcv is compiled once for each version of mmcv, torch and Python (and CUDA
 # architecture); the wheel is kept in ${XDG_CACHE_HOME:-~/.cache}/pat_mmdet/wheels for the next
-# clone. pip is steered by its usual settings (PIP_INDEX_URL, pip.conf, ...); CUDA_VISIBLE_DEVICES=
-# builds mmcv for the CPU on a machine with a GPU.
+# clone. Where torch sees a GPU, the CUDA ops are compiled too.
+#
+# pip is steered by its usual settings (PIP_INDEX_URL, pip.conf, ...), mmcv's build by CXX, CFLAGS,
+# MAX_JOBS and CUDA_HOME. CUDA_VISIBLE_DEVICES= leaves the CUDA ops out on a machine with a GPU;
+# FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 compiles them on one without.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -96,7 +99,7 @@ lock() { # FILE-DESCRIPTOR WHAT
     flock -n -E 99 "$1" 2>/dev/null || rc=$?
     if [ "$rc" -eq 99 ]; then
         say "another process is $2: waiting for it"
-        flock "$1"
+        while ! flock -w 30 "$1"; do say "    ... still waiting"; done
     fi
 }
 
@@ -175,9 +178,11 @@ import sysconfig
 import torch
 
 arches = ""
-if torch.cuda.is_available():
+if torch.cuda.is_available() or os.environ.get("FORCE_CUDA") == "1":
     found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     arches = os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join("%d.%d" % a for a in sorted(found))
+    if not arches:
+        raise SystemExit("FORCE_CUDA=1 without a GPU needs TORCH_CUDA_ARCH_LIST as well, as 8.0 or 9.0")
 device = "cuda" + "_".join(arches.replace(";", " ").split()) if arches else "cpu"
 python = "cp%d%d" % sys.version_info[:2]
 system = sysconfig.get_platform().replace("-", "_").replace(".", "_")
@@ -204,28 +209,59 @@ place() { # WHEEL: install it and try it
 }
 
 can_compile() {
-    local headers nvcc
+    local headers nvcc cuda
     headers=$("$PY" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
     if ! command -v "${CXX:-c++}" >/dev/null || [ ! -f "$headers/Python.h" ]; then
         die "mmcv must be compiled, and the C++ compiler or Python's headers are missing. On Debian and" \
             "Ubuntu: apt-get install g++ python$(python_version "$PY")-dev"
     fi
-    if [ -n "$ARCHES" ]; then
-        nvcc=${CUDA_HOME:+$CUDA_HOME/bin/}nvcc
-        if ! command -v "$nvcc" >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
-            die "torch sees a GPU, so mmcv is compiled with its CUDA ops, and nvcc is missing. Install the" \
-                "CUDA toolkit $("$PY" -c 'import torch; print(torch.version.cuda)') and set CUDA_HOME, or" \
-                "set up for the CPU alone: CUDA_VISIBLE_DEVICES= make env"
-        fi
+    if [ -z "$ARCHES" ]; then return; fi
+    TIME="10 to 60"
+
+    # CUDA ops: an nvcc of torch's CUDA version, the machine's or else the one in the registry.
+    export TORCH_CUDA_ARCH_LIST=$ARCHES
+    cuda=$("$PY" -c 'import torch; print(torch.version.cuda)')
+    if [ -n "${CUDA_HOME:-${CUDA_PATH:-}}" ]; then
+        nvcc=${CUDA_HOME:-$CUDA_PATH}/bin/nvcc
+    else
+        nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
     fi
+    case "$("$nvcc" --version 2>/dev/null || true)" in
+        *"release ${cuda%%.*}."*) ;;
+        *)
+            say "$nvcc is missing or not of CUDA ${cuda%%.*}, which torch was built with"
+            nvcc_from_registry || die "mmcv's CUDA ops need the CUDA toolkit $cuda. Install it and set" \
+                "CUDA_HOME, or set up for the CPU alone: CUDA_VISIBLE_DEVICES= make env"
+            ;;
+    esac
+}
+
+# The libraries of that release came with torch; the compiler and the missing headers are added, and a
+# folder of the shape that torch expects of a toolkit is put together out of links.
+nvcc_from_registry() {
+    local release home=$VENV/cuda nvcc library name
+    release=$("$PY" -c 'from importlib.metadata import version; print(version("cuda-toolkit"))' \
+        2>/dev/null) || return 1
+    step cuda "nvcc of CUDA $release from the package registry" \
+        pip install -c requirements.txt "cuda-toolkit[nvcc,cccl,crt,nvvm]==$release"
+    nvcc=$(compgen -G "$VENV/lib/python3.*/site-packages/nvidia/cu*/bin/nvcc" | head -n 1) || return 1
+    rm -rf "$home"
+    mkdir -p "$home/lib64"
+    for name in bin include nvvm; do ln -s "${nvcc%/bin/nvcc}/$name" "$home/$name"; done
+    for library in "${nvcc%/bin/nvcc}"/lib/lib*; do
+        name=${library##*/}
+        ln -s "$library" "$home/lib64/$name"
+        case "$name" in *.so.*) ln -sf "$library" "$home/lib64/${name%%.so.*}.so" ;; esac
+    done
+    export CUDA_HOME=$home PATH=$home/bin:$PATH
 }
 
 KEY=
 ARCHES=
 { read -r KEY && read -r ARCHES || true; } < <(describe)
-[ -n "$KEY" ] || die "torch cannot be imported: $PY -c 'import torch' tells why"
+[ -n "$KEY" ] || die "torch does not run in .venv, see above"
 if [ -z "$ARCHES" ] && command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
-    say "note: there is a GPU, but torch cannot use it (hidden, or its driver is too old): mmcv for the CPU"
+    say "note: there is a GPU that torch cannot use (hidden, or an old driver): mmcv for the CPU"
 fi
 WHEELS=${XDG_CACHE_HOME:-${HOME:-$VENV}/.cache}/pat_mmdet/wheels
 mkdir -p "$WHEELS" 2>/dev/null && [ -w "$WHEELS" ] || WHEELS=$VENV/wheels
@@ -244,14 +280,14 @@ if cached; then
     fi
 fi
 if [ -z "$ready" ]; then
+    TIME="5 to 20"
     can_compile
-    if [ -n "$ARCHES" ]; then export TORCH_CUDA_ARCH_LIST=$ARCHES; fi
     # No build isolation, as it would hide torch and mmcv would come without ops; no pip cache, as that
     # may hold an mmcv built with another torch; no debug symbols: 1 MB instead of 32.
     rm -rf "$WHEELS/$KEY".build.*
     scratch=$(mktemp -d "$WHEELS/$KEY.build.XXXXXX")
     CFLAGS="${CFLAGS:-} -g0 -O2 -w" MMCV_WITH_OPS=1 \
-        step mmcv-build "mmcv $MMCV: compiling its ops (once; 5 to 20 minutes)" \
+        step mmcv-build "mmcv $MMCV: compiling its ops${ARCHES:+, CUDA $ARCHES too} (once; $TIME minutes)" \
         pip wheel -v --no-build-isolation --no-deps --no-cache-dir --no-binary mmcv \
         --wheel-dir "$scratch" "mmcv==$MMCV"
     step mmcv "mmcv $MMCV: installing and trying it" place "$scratch"/mmcv-*.whl

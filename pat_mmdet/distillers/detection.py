@@ -54,6 +54,8 @@ class DetectionDistiller(BaseDistiller):
             for module in detector.modules():
                 if isinstance(module, BaseRoIExtractor):
                     module.register_forward_pre_hook(_extract_in_float32)
+        if self.student.with_rpn:
+            self.student.rpn_head.register_forward_hook(_predict_in_float32)
         self._recorder = Recorder(
             self.student,
             inputs={
@@ -161,6 +163,11 @@ def _extract_in_float32(module: nn.Module, args: tuple) -> tuple:
     """
     features, rois, *rest = args
     return (tuple(x.float().contiguous() for x in features), rois.float(), *rest)
+
+
+def _predict_in_float32(module: nn.Module, args: tuple, outputs: tuple) -> tuple:
+    """Keeps box coordinates exact, and lets mmcv's suppression run, which knows no half floats."""
+    return tuple([x.float() for x in levels] for levels in outputs)
 
 
 def _spec(

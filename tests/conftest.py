@@ -1,0 +1,43 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A small set of generated digits: 24 images to train on and 8 to test on, 64 pixels wide."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    subprocess.run(
+        [
+            sys.executable, ROOT / "tools/data/make_digits.py", folder,
+            "--train", "24", "--val", "8", "--size", "64", "--max-digit", "32",
+        ],
+        check=True,
+    )  # fmt: skip
+    return folder
+
+
+def run_tool(name, *args, code=0, **kwargs):
+    """Runs a tool and gives its output; fails if it does not end with the code."""
+    command = [sys.executable, str(ROOT / "tools" / name), *map(str, args)]
+    if name.endswith(".sh"):
+        command[0] = "bash"
+        kwargs["env"] = {**os.environ, "PYTHON": sys.executable, "PORT": "29713"}
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **kwargs
+    )
+    assert result.returncode == code, result.stdout[-4000:]
+    return result.stdout
