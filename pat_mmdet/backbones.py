@@ -22,7 +22,7 @@ class HeadlessMobileNetV2(MobileNetV2):
             getattr(self, name).requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Gives the outputs (B, C, H, W) of the stages in ``out_indices`` for images (B, 3, H, W)."""
+        """Gives the maps (B, C, h, w) of the stages asked for, for images (B, 3, H, W)."""
         x = self.conv1(x)
         outputs = []
         for i, name in enumerate(self.layers[: max(self.out_indices) + 1]):

@@ -6,8 +6,8 @@ import torch
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import load_state_dict
-
 from pairs import batch, build, pair_config, train_step, trainable
+
 from pat_mmdet.distillers.detection import _extract_in_float32
 
 
@@ -345,7 +345,7 @@ def test_other_roi_heads_are_refused():
     cfg = pair_config()
     cfg.model.student.roi_head.type = "PISARoIHead"
     cfg.model.student.train_cfg.rcnn.update(isr=dict(k=2, bias=0), carl=dict(k=1, bias=0.2))
-    with pytest.raises(ValueError, match="student .* has the RoI head PISARoIHead"):
+    with pytest.raises(ValueError, match=r"student .* has the RoI head PISARoIHead"):
         build(cfg)
 
 
@@ -353,7 +353,7 @@ def test_unknown_backbone_asks_for_stages(monkeypatch):
     from pat_mmdet import stages
 
     monkeypatch.delitem(stages._BACKBONE_STAGES, "SwinTransformer")
-    with pytest.raises(ValueError, match="stages of SwinTransformer are not known.*teacher_stages"):
+    with pytest.raises(ValueError, match=r"stages of SwinTransformer are not known.*teacher_stages"):
         build(pair_config())
 
 

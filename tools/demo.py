@@ -127,7 +127,9 @@ def table(runs: list[Run]) -> str:
     ]
     for run in runs:
         scores = run.metrics()
-        values = " | ".join(f"{scores[f'coco/bbox_{key}']:.3f}" for key in ("mAP", "mAP_50", "mAP_75"))
+        values = " | ".join(
+            f"{scores[f'coco/bbox_{key}']:.3f}" for key in ("mAP", "mAP_50", "mAP_75")
+        )
         steps = run.options["train_cfg.max_iters"]
         rows.append(f"| {run.title} | {steps} | {run.seconds():.0f} s | {values} |")
     return "\n".join(rows)
@@ -171,7 +173,9 @@ def draw_report(runs: list[Run], path: Path, threshold: float = 0.3) -> None:
                 if score >= threshold:
                     x, y, right, below = box.tolist()
                     axis.add_patch(
-                        Rectangle((x, y), right - x, below - y, fill=False, color=colours[run.title])
+                        Rectangle(
+                            (x, y), right - x, below - y, fill=False, color=colours[run.title]
+                        )
                     )
                     axis.text(x, y, f"{cfg.classes[label]} {score:.2f}", fontsize=8, va="bottom",
                               color="white", backgroundcolor=colours[run.title])  # fmt: skip
@@ -209,7 +213,9 @@ def main() -> None:
     (folder / "report.md").write_text(report + "\n")
     draw_report(runs, folder / "report.png")
     print(f"\n{report}\n\nseed {args.seed}, {args.val_images} test images; one seed proves little.")
-    print(f"[demo] curves and boxes: {folder / 'report.png'} ({(time.time() - start) / 60:.1f} min)")
+    print(
+        f"[demo] curves and boxes: {folder / 'report.png'} ({(time.time() - start) / 60:.1f} min)"
+    )
 
 
 if __name__ == "__main__":

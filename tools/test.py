@@ -14,7 +14,7 @@ from pat_mmdet.utils import (
     is_distiller,
     load_config,
     load_weights,
-    prepare_devices,
+    prepare_environment,
     set_work_dir,
     student_model,
 )
@@ -25,9 +25,7 @@ def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of the config")
-    parser.add_argument(
-        "checkpoint", nargs="?", help="checkpoint; may be left out with --teacher"
-    )
+    parser.add_argument("checkpoint", nargs="?", help="checkpoint; may be left out with --teacher")
     parser.add_argument("--work-dir", help="folder for the metrics")
     parser.add_argument("--out", help="pickle file for the predictions")
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
@@ -85,7 +83,9 @@ def add_tta(cfg: Config) -> None:
     if "tta_pipeline" not in cfg:
         *head, pack = deepcopy(cfg.test_dataloader.dataset.pipeline)
         pack.meta_keys = (
-            *pack.get("meta_keys", ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+            *pack.get(
+                "meta_keys", ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+            ),
             "flip",
             "flip_direction",
         )
@@ -101,7 +101,7 @@ def main() -> None:
     with clear_errors():
         cfg = load_config(args.config, args.cfg_options)
         set_work_dir(cfg, args.work_dir)
-        prepare_devices(cfg, args.launcher)
+        prepare_environment(cfg, args.launcher)
         checkpoint = choose_model(cfg, args)
         if args.show or args.show_dir:
             cfg = trigger_visualization_hook(cfg, args)

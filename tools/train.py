@@ -6,7 +6,7 @@ import os
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from pat_mmdet.utils import load_config, prepare_devices, read_checkpoint, set_work_dir
+from pat_mmdet.utils import load_config, prepare_environment, read_checkpoint, set_work_dir
 from pat_mmdet.utils.errors import clear_errors
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     with clear_errors():
         cfg = load_config(args.config, args.cfg_options, args.method)
         apply_flags(cfg, args)
-        prepare_devices(cfg, args.launcher)
+        prepare_environment(cfg, args.launcher)
         Runner.from_cfg(cfg).train()
 
 

@@ -6,7 +6,9 @@ model = dict(
     _delete_=True,
     type="DetectionDistiller",
     student={{_base_.model}},
-    teacher=mmengine.Config.fromfile("{{ fileDirname }}/../teachers/faster-rcnn_swin-p_fpn_digits.py").model,
+    teacher=mmengine.Config.fromfile(
+        "{{ fileDirname }}/../teachers/faster-rcnn_swin-p_fpn_digits.py"
+    ).model,
     teacher_checkpoint="work_dirs/faster-rcnn_swin-p_fpn_digits/iter_900.pth",
     method=dict(
         input_size=(128, 128),

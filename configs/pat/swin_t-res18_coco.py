@@ -6,7 +6,9 @@ model = dict(
     _delete_=True,
     type="DetectionDistiller",
     student={{_base_.model}},
-    teacher=mmengine.Config.fromfile("{{ fileDirname }}/../teachers/faster-rcnn_swin-t_fpn_3x_coco.py").model,
+    teacher=mmengine.Config.fromfile(
+        "{{ fileDirname }}/../teachers/faster-rcnn_swin-t_fpn_3x_coco.py"
+    ).model,
     # Mask R-CNN of the MMDetection zoo, 46.0 box AP on val2017 (published); its mask head is unused.
     teacher_checkpoint="https://download.openmmlab.com/mmdetection/v2.0/swin/"
     "mask_rcnn_swin-t-p4-w7_fpn_fp16_ms-crop-3x_coco/"

@@ -1,4 +1,4 @@
-# Embedding 48, 2-2-2-2 blocks, windows of 5 for images of 320×240 pixels; from random weights.
+# Embedding 48, 2-2-2-2 blocks, windows of 4 for images of 256×192 pixels; from random weights.
 _base_ = [
     "../_base_/models/faster-rcnn_fpn_mini.py",
     "../_base_/datasets/bccd_detection.py",
@@ -12,7 +12,7 @@ model = dict(
         embed_dims=48,
         depths=[2, 2, 2, 2],
         num_heads=[2, 4, 8, 16],
-        window_size=5,
+        window_size=4,
         drop_path_rate=0.1,
         out_indices=(0, 1, 2, 3),
     ),

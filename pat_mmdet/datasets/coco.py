@@ -49,7 +49,8 @@ class CheckedCOCO(COCO):
         """Looks up category ids by name.
 
         Raises:
-            ValueError: If a class is not in the file, the order differs, or annotations use unknown ids.
+            ValueError: If a class is not in the file, the order differs, or annotations use ids
+                that no category has.
         """
         names = {category["id"]: category["name"] for category in self.dataset["categories"]}
         absent = [name for name in cat_names if name not in names.values()]

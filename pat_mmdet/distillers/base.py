@@ -101,7 +101,9 @@ class BaseDistiller(BaseModel):
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Computes the student's own losses and those of the method."""
 
-    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor") -> Any:
+    def forward(
+        self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"
+    ) -> Any:
         """Trains with the method in mode ``'loss'``; otherwise runs the student alone."""
         if mode == "loss":
             return self.loss(inputs, data_samples)

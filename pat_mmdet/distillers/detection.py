@@ -147,7 +147,10 @@ def _check_roi_head(role: str, detector: nn.Module) -> None:
         ValueError: If the head is missing, of another kind, or changes the loss on boxes.
     """
     head = getattr(detector, "roi_head", None)
-    if not isinstance(head, StandardRoIHead) or type(head).bbox_loss is not StandardRoIHead.bbox_loss:
+    if (
+        not isinstance(head, StandardRoIHead)
+        or type(head).bbox_loss is not StandardRoIHead.bbox_loss
+    ):
         found = "no RoI head" if head is None else f"the RoI head {type(head).__name__}"
         raise ValueError(
             f"the {role} {type(detector).__name__} has {found}; DetectionDistiller needs "

@@ -50,9 +50,7 @@ class FitNet(BaseMethod):
         """Gives ``loss_fd`` and ``loss_kd``; arguments as in :class:`BaseMethod`."""
         distances = [
             F.mse_loss(projector(own, target.shape[-2:]).float(), target.float())
-            for projector, own, target in zip(
-                self.projectors, student.features, teacher.features
-            )
+            for projector, own, target in zip(self.projectors, student.features, teacher.features)
         ]
         return {
             "loss_fd": self.fd_weight * sum(distances),

@@ -5,7 +5,7 @@ from pat_mmdet.utils.config import (
     apply_method,
     is_distiller,
     load_config,
-    prepare_devices,
+    prepare_environment,
     set_work_dir,
     student_model,
 )
@@ -15,7 +15,7 @@ __all__ = [
     "is_distiller",
     "load_config",
     "load_weights",
-    "prepare_devices",
+    "prepare_environment",
     "read_checkpoint",
     "set_work_dir",
     "student_model",

@@ -38,7 +38,7 @@ def read_checkpoint(source: str) -> dict:
         raise ValueError(
             f"checkpoint {source!r} is refused: it holds pickled Python objects, which could run "
             f"foreign code ({reason or type(error).__name__}). Ask for a file with weights alone. "
-            "If you made the file yourself, save its weights again: python -c \"import torch; "
+            'If you made the file yourself, save its weights again: python -c "import torch; '
             f"c = torch.load({source!r}, weights_only=False); "
             "torch.save({'state_dict': c['state_dict']}, 'weights.pth')\""
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,22 +99,26 @@ def _methods_folder(cfg: Config) -> Path:
     )
 
 
-def prepare_devices(cfg: Config, launcher: str) -> None:
-    """Fits precision and process groups to a machine without a GPU.
+def prepare_environment(cfg: Config, launcher: str) -> None:
+    """Makes loading safe, and fits precision and process groups to a machine without a GPU.
 
-    Mixed precision is switched off with a warning, as mmengine has none on the CPU. Several
-    processes are joined with gloo here, because mmengine asks for a GPU even then.
+    Every file that torch reads from here on is read with ``weights_only=True``, also by older
+    versions of torch and by other libraries. Without a GPU, mixed precision is switched off with a
+    warning, as mmengine has none on the CPU, and several processes are joined with gloo here,
+    because mmengine asks for a GPU even then.
 
     Args:
         cfg (Config): Changed in place.
         launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
     """
     cfg.launcher = launcher
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     if torch.cuda.is_available():
         return
     wrapper = cfg.get("optim_wrapper")
     if wrapper is not None and wrapper.type == "AmpOptimWrapper":
-        print_log("no GPU: training in full precision instead of mixed", "current", 30)
+        print_log("no GPU: full precision instead of mixed", "current", logging.WARNING)
         wrapper.type = "OptimWrapper"
         for key in ("loss_scale", "dtype", "use_fsdp"):
             wrapper.pop(key, None)

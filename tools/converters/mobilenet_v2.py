@@ -26,7 +26,11 @@ def convert(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: If a tensor is missing or has another shape.
     """
-    target = MobileNetV2().state_dict()
+    # Counters of batches are not in every source, and nothing reads them.
+    source, target = (
+        {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+        for state in (source, MobileNetV2().state_dict())
+    )
     if len(source) < len(target):
         raise ValueError(
             f"the source has {len(source)} tensors, MobileNetV2's features have {len(target)}"

@@ -1,5 +1,5 @@
-# Blood cells (github.com/Shenggan/BCCD_Dataset), converted by tools/data/voc2coco.py, at half of
-# their 640×480 pixels.
+# Blood cells (github.com/Shenggan/BCCD_Dataset), converted by tools/data/voc2coco.py, at 256×192 of
+# their 640×480 pixels, which is what a CPU can train.
 _base_ = "coco_detection.py"
 
 data_root = "data/bccd/"
@@ -8,13 +8,13 @@ classes = ("RBC", "WBC", "Platelets")
 train_pipeline = [
     dict(type="LoadImageOrSkip"),
     dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="Resize", scale=(320, 240), keep_ratio=True),
+    dict(type="Resize", scale=(256, 192), keep_ratio=True),
     dict(type="RandomFlip", prob=0.75, direction=["horizontal", "vertical", "diagonal"]),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageOrSkip"),
-    dict(type="Resize", scale=(320, 240), keep_ratio=True),
+    dict(type="Resize", scale=(256, 192), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(
         type="PackDetInputs",

@@ -9,9 +9,7 @@ model = dict(
         anchor_generator=dict(scales=[4], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(
-            roi_layer=dict(sampling_ratio=1), out_channels=64, finest_scale=28
-        ),
+        bbox_roi_extractor=dict(roi_layer=dict(sampling_ratio=1), out_channels=64, finest_scale=28),
         bbox_head=dict(in_channels=64, fc_out_channels=256, reg_class_agnostic=True),
     ),
     train_cfg=dict(

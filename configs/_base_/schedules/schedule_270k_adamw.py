@@ -4,9 +4,7 @@ _base_ = "schedule_180k.py"
 train_cfg = dict(max_iters=270000)
 
 optim_wrapper = dict(
-    optimizer=dict(
-        _delete_=True, type="AdamW", lr=0.0001, betas=(0.9, 0.999), weight_decay=0.05
-    ),
+    optimizer=dict(_delete_=True, type="AdamW", lr=0.0001, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(
         custom_keys={
             "absolute_pos_embed": dict(decay_mult=0.0),
