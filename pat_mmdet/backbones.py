@@ -16,6 +16,11 @@ class HeadlessMobileNetV2(MobileNetV2):
     behind the last output are neither run nor trained. Weights are exchangeable with the parent's.
     """
 
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        # The parent waits until train(), after DDP has noted which parameters will have gradients.
+        self._freeze_stages()
+
     def _freeze_stages(self) -> None:
         super()._freeze_stages()
         for name in self.layers[max(self.out_indices) + 1 :]:

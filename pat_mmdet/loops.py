@@ -137,10 +137,16 @@ class _SeededDataset(Dataset):
 
 def _seed_all(key: tuple[int, ...]) -> None:
     """Seeds Python, NumPy and torch on all devices."""
+    torch.manual_seed(_seed_cpu(key))
+
+
+def _seed_cpu(key: tuple[int, ...]) -> int:
+    """Seeds Python, NumPy and torch on the CPU; gives the seed."""
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    return seed
 
 
 @contextmanager
@@ -148,7 +154,7 @@ def _seeded(key: tuple[int, ...]) -> Iterator[None]:
     """Seeds the generators of the CPU within the context only."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        _seed_all(key)
+        _seed_cpu(key)
         try:
             yield
         finally:

@@ -8,6 +8,22 @@ from pat_mmdet.views import NetworkSpec
 METHODS = Registry("method", scope="pat_mmdet", locations=["pat_mmdet.methods"])
 
 
+def method_class(cfg: dict) -> type[nn.Module]:
+    """Looks up the class that a method's config names.
+
+    Raises:
+        ValueError: If the name is unknown; the known ones are listed.
+    """
+    name = cfg.get("type")
+    if name not in METHODS:
+        known = ", ".join(sorted(METHODS.module_dict))
+        raise ValueError(
+            f"unknown distillation method {name!r}; known methods: {known}. "
+            "Set model.method.type to one of them"
+        )
+    return METHODS.get(name)
+
+
 def build_method(cfg: dict, student: NetworkSpec, teacher: NetworkSpec) -> nn.Module:
     """Builds a method for a pair of networks.
 
@@ -20,15 +36,9 @@ def build_method(cfg: dict, student: NetworkSpec, teacher: NetworkSpec) -> nn.Mo
         nn.Module: The method, a :class:`pat_mmdet.methods.BaseMethod`.
 
     Raises:
-        ValueError: If the name is unknown; the known ones are listed.
+        ValueError: If the name is unknown.
     """
-    name = cfg.get("type")
-    if name not in METHODS:
-        known = ", ".join(sorted(METHODS.module_dict))
-        raise ValueError(
-            f"unknown distillation method {name!r}; known methods: {known}. "
-            "Set model.method.type to one of them."
-        )
+    method_class(cfg)
     # The scope is named because the search would otherwise begin in mmdet's registries.
     shapes = dict(student=student, teacher=teacher)
     return METHODS.build({**cfg, **shapes, "_scope_": "pat_mmdet"})

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
 from mmengine.model import BaseModel
 from mmengine.optim import MultiStepLR
 from mmengine.registry import init_default_scope
@@ -19,6 +19,12 @@ from torch.utils.data import Dataset
 
 from pat_mmdet.hooks import SafeCheckpointHook, checkpoint_hook
 from pat_mmdet.utils import load_weights, read_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def torchs_own_default(monkeypatch):
+    """Other tests of the process may have switched safe loading on for all of torch."""
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
 
 
 class Foreign:
@@ -81,7 +87,6 @@ TEXTS = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="said to hold foreign code, or a raw KeyError or IndexError")
 @pytest.mark.parametrize("kind", TEXTS)
 def test_text_file_is_no_checkpoint(tmp_path, kind):
     (tmp_path / "page.pth").write_text(TEXTS[kind])
@@ -112,13 +117,7 @@ def test_foreign_code_is_refused_and_not_run(tmp_path, legacy):
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        pytest.param(
-            (os.mkdir, ("never",)),
-            "posix.mkdir",
-            marks=pytest.mark.xfail(
-                strict=True, reason="torch's advice to switch the safety off is quoted instead"
-            ),
-        ),
+        ((os.mkdir, ("never",)), "posix.mkdir"),
         ((print, ("never",)), "print"),
         ((eval, ("never",)), "eval"),
     ],
@@ -131,7 +130,7 @@ def test_the_foreign_function_is_named_and_torchs_advice_is_not(tmp_path, call, 
 
 def test_plainly_pickled_foreign_code_is_not_run(tmp_path):
     trap = tmp_path / "made_by_foreign_code"
-    (tmp_path / "f.pkl").write_bytes(pickle.dumps(Foreign((os.mkdir, (str(trap),)))))
+    (tmp_path / "f.pkl").write_bytes(pickle.dumps(Foreign((os.mkdir, (str(trap),))), protocol=2))
     with pytest.raises(ValueError, match=r"f.pkl'"):
         read_checkpoint(str(tmp_path / "f.pkl"))
     assert not trap.exists()
@@ -198,24 +197,32 @@ def test_other_shapes_are_named(tmp_path):
 
 def test_weights_of_another_architecture(tmp_path):
     path = save(states(nn.LSTM(2, 2)), tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"9 of 9 keys are missing \(0.weight, 0.bias.*number of"):
+    with pytest.raises(ValueError, match=r"8 of 9 keys are missing \(0.weight, 0.bias.*number of"):
         load_weights(network(), path)
 
 
-def test_unexpected_keys_are_named_in_a_warning(tmp_path, capsys):
+def test_unexpected_keys_are_named_in_the_log(tmp_path):
+    log = tmp_path / "log.txt"
+    MMLogger.get_instance("keys", logger_name="keys", log_file=str(log))
+
+    def printed():
+        text = log.read_text()
+        log.write_text("")
+        return text
+
     source, target = network(), network()
     extra = {"mask.weight": torch.zeros(1), "distill.beta": torch.zeros(1)}
     path = save({"state_dict": {**states(source), **extra}}, tmp_path / "w.pth")
     load_weights(target, path)
     assert torch.equal(target[0].weight, source[0].weight)
-    printed = "".join(capsys.readouterr())
-    assert "unexpected key" in printed and "mask.weight, distill.beta" in printed
+    text = printed()
+    assert "unexpected key" in text and "mask.weight, distill.beta" in text
 
     load_weights(target, path, allow_unused=["distill."])
-    printed = "".join(capsys.readouterr())
-    assert "mask.weight" in printed and "distill" not in printed
+    text = printed()
+    assert "mask.weight" in text and "distill" not in text
     load_weights(target, path, allow_unused=("distill.", "mask."))
-    assert "unexpected" not in "".join(capsys.readouterr())
+    assert "unexpected" not in printed()
 
 
 def test_allowed_keys_still_have_to_be_there_if_the_module_has_them(tmp_path):
@@ -225,7 +232,6 @@ def test_allowed_keys_still_have_to_be_there_if_the_module_has_them(tmp_path):
         load_weights(network(), save(state, tmp_path / "w.pth"), allow_unused=["0."])
 
 
-@pytest.mark.xfail(strict=True, reason="MMEngine accepts files from before torch counted batches")
 def test_batch_norm_without_counted_batches_loads(tmp_path):
     state = states(network())
     state.pop("1.num_batches_tracked")
@@ -485,6 +491,7 @@ def test_schedulers_make_the_round_trip(tmp_path):
     made = SimpleNamespace(model=nn.Linear(1, 1), _resume=True)
     hook, (first, schedule) = SafeCheckpointHook(interval=1), scheduler()
     for _ in range(3):
+        first.step()
         schedule.step()
     checkpoint = {"param_schedulers": [schedule.state_dict()], "message_hub": {}}
     hook.before_save_checkpoint(made, checkpoint)
@@ -496,8 +503,8 @@ def test_schedulers_make_the_round_trip(tmp_path):
     other.load_state_dict(loaded["param_schedulers"][0])
     assert Counter(other.milestones) == schedule.milestones
     for expected in (0.001, 0.001):
-        schedule.step()
-        other.step()
+        for item in (first, second, schedule, other):
+            item.step()
         assert [first.param_groups[0]["lr"], second.param_groups[0]["lr"]] == pytest.approx(
             [expected, expected]
         )

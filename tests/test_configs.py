@@ -37,6 +37,7 @@ PARTS = {
         "students/faster-rcnn_mbv2_fpn_bccd.py",
     ),
 }
+WEIGHTS = ("kd_weight", "fd_weight", "reg_weight")
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "_base_/methods").glob("*.py"))
 
 
@@ -116,7 +117,8 @@ def test_config_builds_and_steps(name):
     after = snapshot(model.teacher)
     assert after.keys() == teacher.keys()
     assert all(torch.equal(after[key], value) for key, value in teacher.items())
-    assert not optimized & {id(param) for param in model.teacher.parameters()}
+    for param in model.teacher.parameters():
+        assert id(param) not in optimized and not param.requires_grad and param.grad is None
 
     state = model.state_dict()
     student = MODELS.build(cfg.model.student).state_dict()
@@ -162,7 +164,10 @@ def test_pair_is_made_of_its_teacher_and_student(name):
     assert cfg.classes == teacher.classes
     assert "teacher_checkpoint" in cfg.model
     overlay = Config.fromfile(CONFIGS / "_base_/methods/pat.py").method
-    assert {**cfg.model.method} == {"input_size": cfg.model.method.input_size, **overlay}
+    # The pairs on small data may weigh the losses otherwise.
+    weights = {} if "coco" in name else {key: cfg.model.method[key] for key in WEIGHTS}
+    own = {"input_size": cfg.model.method.input_size, **overlay, **weights}
+    assert {**cfg.model.method} == own
     if "coco" not in name:
         # What the config of the teacher writes at its end.
         folder = f"work_dirs/{Path(PARTS[name][0]).stem}"

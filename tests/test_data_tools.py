@@ -462,32 +462,21 @@ def test_browse_dataset_val_boxes_fit_the_resized_image(config, digits_dir, tmp_
     assert np.allclose(drawn[0][0].mean((0, 1)), file.mean((0, 1)), atol=3)
 
 
-def test_print_config_merges_method_and_options(config, tmp_path):
-    package = tmp_path / "stub" / "pat_mmdet"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    # The real overlay has its own tests; here only the order of the merges matters.
-    (package / "utils.py").write_text(
-        "def apply_method(cfg, name):\n"
-        "    if name == 'wrong':\n"
-        "        raise ValueError('no method wrong')\n"
-        "    cfg.method = dict(type=name, kd_weight=1.0, fd_weight=2.0)\n"
-    )
+def test_print_config_merges_method_and_options(tmp_path):
+    from mmengine.config import Config
+
+    pair = TOOLS.parent / "configs/pat/swin_p-res18_digits.py"
     saved = tmp_path / "new" / "saved.py"
-    env = {"PYTHONPATH": str(package.parent)}
-    options = ["--cfg-options", "method.kd_weight=0.5", "train_dataloader.batch_size=7"]
+    options = ["model.method.kd_weight=0.5", "train_dataloader.batch_size=7", "data_root=mine/"]
     result = run(
-        "print_config.py", config, "--method", "OFA", "--save-path", saved, *options, **env
+        "print_config.py", pair, "--method", "kd", "--save-path", saved, "--cfg-options", *options
     )
     assert result.returncode == 0, result.stderr
     assert "batch_size=7" in result.stdout
-    assert "method = dict(fd_weight=2.0, kd_weight=0.5, type='OFA')" in result.stdout
-
-    from mmengine.config import Config
-
-    assert Config.fromfile(saved).method.kd_weight == 0.5
-    result = run("print_config.py", config, "--method", "wrong", **env)
-    assert_one_clear_error(result, "no method wrong")
+    cfg = Config.fromfile(saved)
+    assert cfg.model.method.type == "KD" and cfg.model.method.kd_weight == 0.5
+    assert cfg.val_dataloader.dataset.data_root == "mine/"
+    assert_one_clear_error(run("print_config.py", pair, "--method", "wrong"), "unknown method")
 
 
 @pytest.mark.parametrize("tool", ["print_config.py", "browse_dataset.py"])

@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import load_state_dict
 from pairs import batch, build, pair_config, train_step, trainable
 
+from pat_mmdet.distillers.base import _dry_run
 from pat_mmdet.distillers.detection import _extract_in_float32
 
 
@@ -84,18 +85,22 @@ def test_teacher_is_outside_the_module_tree_but_follows(fresh):
     assert next(own.teacher.parameters()).dtype == torch.float64
 
 
-def test_dry_run_leaves_mode_and_random_state(monkeypatch):
-    cfg = pair_config()
-    from pat_mmdet.distillers.base import _dry_run
-
+def test_dry_run_leaves_the_modes():
     network = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2).eval())
-    before = torch.get_rng_state()
     with _dry_run(network):
         assert not network.training and not torch.is_grad_enabled()
-        torch.rand(3)
-    assert torch.equal(torch.get_rng_state(), before)
     assert network.training and not network[1].training
-    assert build(cfg).distill.raa is not None
+
+
+def test_student_begins_as_it_does_alone():
+    cfg = pair_config()
+    distilled = build(cfg, seed=4)
+    random_state = torch.get_rng_state()
+    cfg.model = cfg.model.student
+    alone = build(cfg, seed=4)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    state = distilled.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in alone.state_dict().items())
 
 
 @pytest.mark.parametrize("prompt", ["channel", "spatial"])
@@ -294,7 +299,7 @@ def test_chosen_stages_only():
 
 def test_loss_weights():
     weights = dict(model__method__kd_weight=0.0, model__method__fd_weight=2.0)
-    heavy, light = build(pair_config(**weights)), build(pair_config())
+    heavy, light = build(pair_config(**weights)), build(pair_config(model__method__fd_weight=1.0))
     light.load_state_dict(heavy.state_dict())
     light.teacher.load_state_dict(heavy.teacher.state_dict())
     losses = []
@@ -353,8 +358,31 @@ def test_unknown_backbone_asks_for_stages(monkeypatch):
     from pat_mmdet import stages
 
     monkeypatch.delitem(stages._BACKBONE_STAGES, "SwinTransformer")
-    with pytest.raises(ValueError, match=r"stages of SwinTransformer are not known.*teacher_stages"):
+    with pytest.raises(ValueError, match=r"SwinTransformer are not known.*teacher_stages"):
         build(pair_config())
+
+
+def test_stages_are_looked_up_for_prompts_only(monkeypatch):
+    from pat_mmdet import stages
+
+    monkeypatch.delitem(stages._BACKBONE_STAGES, "SwinTransformer")
+    cfg = pair_config()
+    cfg.model.method = dict(type="KD", input_size=(64, 64))
+    assert train_step(model := build(cfg), batch(model))["loss_kd"] > 0
+
+
+def test_stage_that_is_not_run_is_refused():
+    stages = [dict(begin=f"backbone.stages.{i}", layout="NLC") for i in range(4)]
+    stages[1] = dict(begin="roi_head.bbox_head", layout="NCHW")
+    with pytest.raises(ValueError, match=r"only \[0, 2, 3\] are run"):
+        build(mini(model__teacher_stages=stages))
+
+
+def test_input_size_is_asked_for():
+    cfg = pair_config()
+    cfg.model.method.pop("input_size")
+    with pytest.raises(ValueError, match="input_size is not set"):
+        build(cfg)
 
 
 def test_teacher_checkpoint_must_be_named():

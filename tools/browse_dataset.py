@@ -20,6 +20,9 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.utils import track_iter_progress
 
+from pat_mmdet.utils import load_config
+from pat_mmdet.utils.errors import clear_errors
+
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
@@ -123,15 +126,11 @@ def browse(cfg: Config, mode: str, number: int, output_dir: Path) -> int:
 def main() -> None:
     """Draw the images and say where they are."""
     args = parse_args()
-    try:
-        cfg = Config.fromfile(args.config)
-        if args.cfg_options is not None:
-            cfg.merge_from_dict(args.cfg_options)
+    with clear_errors():
+        cfg = load_config(args.config, args.cfg_options)
         if cfg.get(f"{args.mode}_dataloader") is None:
-            sys.exit(f"browse_dataset: {args.config} has no {args.mode}_dataloader")
+            raise ValueError(f"config {args.config!r} has no {args.mode}_dataloader")
         number = browse(cfg, args.mode, args.number, args.output_dir)
-    except OSError as error:
-        sys.exit(f"browse_dataset: {error}")
     if number == 0:
         sys.exit(f"browse_dataset: the {args.mode} dataset of {args.config} has no image")
     print(f"\nwrote {number} images to {args.output_dir}")

@@ -22,7 +22,8 @@ from matplotlib.patches import Rectangle
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 
-from pat_mmdet.utils import load_config
+from pat_mmdet.utils import load_config, student_model
+from pat_mmdet.utils.errors import clear_errors
 
 TOOLS = Path(__file__).resolve().parent
 CONFIGS = TOOLS.parent / "configs"
@@ -97,8 +98,11 @@ def plan(folder: Path, seed: int, iters: int, teacher_iters: int) -> list[Run]:
     data = {"data_root": f"{folder / 'digits'}/", "randomness.seed": str(seed)}
 
     def run(title: str, config: str, name: str, steps: int, **options: str) -> Run:
+        warm_up = str(min(steps // 6, 80))
         scheduled = {
             "train_cfg.max_iters": str(steps),
+            "param_scheduler.0.end": warm_up,
+            "param_scheduler.1.begin": warm_up,
             "param_scheduler.1.end": str(steps),
         }
         return Run(title, CONFIGS / config, {**data, **scheduled, **options}, folder / name)
@@ -138,8 +142,7 @@ def table(runs: list[Run]) -> str:
 def load_network(run: Run) -> object:
     """Builds the network of a training for inference, without its teacher."""
     cfg = load_config(str(run.config), {"data_root": run.options["data_root"]})
-    if "student" in cfg.model:
-        cfg.model = cfg.model.student
+    cfg.model = student_model(cfg)
     return init_detector(cfg, str(run.checkpoint), device="cpu")
 
 
@@ -183,6 +186,22 @@ def draw_report(runs: list[Run], path: Path, threshold: float = 0.3) -> None:
     figure.savefig(path, dpi=80)
 
 
+def claim(folder: Path, settings: dict[str, int]) -> None:
+    """Notes the settings of a demo in its folder.
+
+    Raises:
+        ValueError: If the folder holds a demo with other settings, which would be mixed up.
+    """
+    note = folder / "demo.json"
+    if note.is_file() and json.loads(note.read_text()) != settings:
+        raise ValueError(
+            f"{folder} holds a demo with other settings ({note.read_text()}); give another "
+            "--work-dir, or remove that folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(settings))
+
+
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -200,6 +219,8 @@ def main() -> None:
     args = parse_args()
     start = time.time()
     folder = Path(args.work_dir)
+    with clear_errors():
+        claim(folder, {key: value for key, value in vars(args).items() if key != "work_dir"})
     # One core is left to the data loader.
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 2) - 1, 1)))
     run_tool(

@@ -209,7 +209,7 @@ place() { # WHEEL: install it and try it
 }
 
 can_compile() {
-    local headers nvcc cuda
+    local headers nvcc cuda home
     headers=$("$PY" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
     if ! command -v "${CXX:-c++}" >/dev/null || [ ! -f "$headers/Python.h" ]; then
         die "mmcv must be compiled, and the C++ compiler or Python's headers are missing. On Debian and" \
@@ -218,22 +218,24 @@ can_compile() {
     if [ -z "$ARCHES" ]; then return; fi
     TIME="10 to 60"
 
-    # CUDA ops: an nvcc of torch's CUDA version, the machine's or else the one in the registry.
+    # CUDA ops: a toolkit of torch's CUDA version, the machine's or else the registry's. An nvcc in PATH
+    # may be a small script that belongs to a toolkit elsewhere, hence the look at the headers.
     export TORCH_CUDA_ARCH_LIST=$ARCHES
     cuda=$("$PY" -c 'import torch; print(torch.version.cuda)')
-    if [ -n "${CUDA_HOME:-${CUDA_PATH:-}}" ]; then
-        nvcc=${CUDA_HOME:-$CUDA_PATH}/bin/nvcc
-    else
-        nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
-    fi
-    case "$("$nvcc" --version 2>/dev/null || true)" in
-        *"release ${cuda%%.*}."*) ;;
-        *)
-            say "$nvcc is missing or not of CUDA ${cuda%%.*}, which torch was built with"
-            nvcc_from_registry || die "mmcv's CUDA ops need the CUDA toolkit $cuda. Install it and set" \
-                "CUDA_HOME, or set up for the CPU alone: CUDA_VISIBLE_DEVICES= make env"
-            ;;
-    esac
+    nvcc=$(command -v nvcc || true)
+    for home in "${CUDA_HOME:-}" "${CUDA_PATH:-}" "${nvcc%/bin/nvcc}" /usr/local/cuda; do
+        if [ -f "$home/include/cuda_runtime.h" ]; then
+            case "$("$home/bin/nvcc" --version 2>/dev/null || true)" in
+                *"release ${cuda%%.*}."*)
+                    say "CUDA toolkit for mmcv's ops: $home"
+                    export CUDA_HOME=$home
+                    return
+                    ;;
+            esac
+        fi
+    done
+    nvcc_from_registry || die "mmcv's CUDA ops need the CUDA toolkit $cuda. Install it and set CUDA_HOME," \
+        "or set up for the CPU alone: CUDA_VISIBLE_DEVICES= make env"
 }
 
 # The libraries of that release came with torch; the compiler and the missing headers are added, and a
@@ -242,7 +244,7 @@ nvcc_from_registry() {
     local release home=$VENV/cuda nvcc library name
     release=$("$PY" -c 'from importlib.metadata import version; print(version("cuda-toolkit"))' \
         2>/dev/null) || return 1
-    step cuda "nvcc of CUDA $release from the package registry" \
+    step cuda "no CUDA ${release%%.*} toolkit here: nvcc $release from the package registry" \
         pip install -c requirements.txt "cuda-toolkit[nvcc,cccl,crt,nvvm]==$release"
     nvcc=$(compgen -G "$VENV/lib/python3.*/site-packages/nvidia/cu*/bin/nvcc" | head -n 1) || return 1
     rm -rf "$home"

@@ -56,7 +56,10 @@ def plain_config(cfg: Config) -> Config:
     """
     plain = cfg.to_dict()
     plain["model"] = student_model(cfg).to_dict()
-    plain.pop("custom_imports", None)
+    imports = plain.pop("custom_imports", {}).get("imports", [])
+    others = [module for module in imports if module.split(".")[0] != "pat_mmdet"]
+    if others:
+        plain["custom_imports"] = dict(imports=others)
     return Config(_plain(plain))
 
 

@@ -1,16 +1,18 @@
 """Print a config as training sees it: bases, ``--method`` and ``--cfg-options`` merged.
 
 Example:
-    python tools/print_config.py configs/pat/swin_t-res18_coco.py --method ofa
+    python tools/print_config.py configs/pat/swin_t-res18_coco.py --method kd
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
+
+from pat_mmdet.utils import load_config
+from pat_mmdet.utils.errors import clear_errors
 
 SAVE_SUFFIXES = (".py", ".json", ".yml", ".yaml")
 
@@ -39,17 +41,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Print the merged config and save it where asked to."""
     args = parse_args()
-    try:
-        cfg = Config.fromfile(args.config)
-        if args.method is not None:
-            from pat_mmdet.utils import apply_method
-
-            apply_method(cfg, args.method)
-    except (OSError, ValueError) as error:
-        sys.exit(f"print_config: cannot load {args.config}: {error}")
-    # Last, so that the command line can also change what the method's overlay says.
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    with clear_errors():
+        cfg = load_config(args.config, args.cfg_options, args.method)
     print(f"Config:\n{cfg.pretty_text}")
 
     if args.save_path is not None:

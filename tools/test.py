@@ -103,6 +103,8 @@ def main() -> None:
         set_work_dir(cfg, args.work_dir)
         prepare_environment(cfg, args.launcher)
         checkpoint = choose_model(cfg, args)
+        # Otherwise the runner would load its own over the checkpoint under test.
+        cfg.load_from, cfg.resume = None, False
         if args.show or args.show_dir:
             cfg = trigger_visualization_hook(cfg, args)
         if args.tta:

@@ -13,8 +13,8 @@ model = dict(
     teacher_checkpoint="https://download.openmmlab.com/mmdetection/v2.0/swin/"
     "mask_rcnn_swin-t-p4-w7_fpn_fp16_ms-crop-3x_coco/"
     "mask_rcnn_swin-t-p4-w7_fpn_fp16_ms-crop-3x_coco_20210908_165006-90a4008c.pth",
-    method=dict(
-        input_size=(800, 1216),
+    method={
         **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/pat.py").method,
-    ),
+        "input_size": (800, 1216),
+    },
 )

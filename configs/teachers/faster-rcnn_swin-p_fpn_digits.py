@@ -25,6 +25,6 @@ train_cfg = dict(max_iters=max_iters, val_interval=300)
 optim_wrapper = dict(optimizer=dict(lr=0.001))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=80),
-    dict(type="CosineAnnealingLR", by_epoch=False, begin=80, end=max_iters, T_max=max_iters - 80),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=80, end=max_iters),
 ]
 default_hooks = dict(checkpoint=dict(interval=300))

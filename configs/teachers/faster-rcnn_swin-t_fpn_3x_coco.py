@@ -1,3 +1,4 @@
+# "3x" is the common name of 270k iterations; of 8 images each, as here, they are 18 epochs.
 _base_ = [
     "../_base_/models/faster-rcnn_fpn.py",
     "../_base_/datasets/coco_detection.py",

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import numpy as np
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
+from mmengine.logging import print_log
+
+_REQUIRED = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area"),
+    "categories": ("id", "name"),
+}
 
 
 class CheckedCOCO(COCO):
@@ -36,12 +44,29 @@ class CheckedCOCO(COCO):
                 f"is no valid COCO JSON: {type(error).__name__}: {error}. It may be truncated: "
                 "copy or convert it again"
             ) from None
-        for key in ("images", "annotations", "categories"):
-            if not self.dataset.get(key):
+        for part, keys in _REQUIRED.items():
+            # The images of a test server come without annotations.
+            entries = self.dataset.get(part, None if part != "annotations" else ...)
+            if entries is ...:
+                continue
+            if not entries:
                 raise ValueError(
-                    f"annotation file {annotation_file!r} has no {key}; there is nothing to learn "
+                    f"annotation file {annotation_file!r} has no {part}; there is nothing to learn "
                     "from or to compare with. Check how it was made"
                 )
+            for key in keys:
+                lacking = [entry for entry in entries if key not in entry]
+                if lacking:
+                    raise ValueError(
+                        f"annotation file {annotation_file!r}: {len(lacking)} of {len(entries)} "
+                        f"{part} lack {key!r}, the first is {str(lacking[0])[:200]}. Add it"
+                    )
+        strangers = {ann["image_id"] for ann in self.anns.values()} - set(self.imgs)
+        if strangers:
+            raise ValueError(
+                f"annotation file {annotation_file!r}: annotations belong to image ids that it "
+                f"does not list, for example {sorted(strangers)[:5]}. Correct the file"
+            )
 
     def get_cat_ids(
         self, cat_names: list = (), sup_names: list = (), cat_ids: list = ()
@@ -68,7 +93,7 @@ class CheckedCOCO(COCO):
                 f"config has the classes {list(cat_names)}. Set the classes in the file's order, "
                 "or they would change names"
             )
-        used = {annotation["category_id"] for annotation in self.dataset["annotations"]}
+        used = {annotation["category_id"] for annotation in self.anns.values()}
         if not used <= set(names):
             raise ValueError(
                 f"annotation file {self.path!r}: annotations use the category ids "
@@ -86,25 +111,35 @@ class CheckedCocoDataset(CocoDataset):
     place. In evaluation a black one does, so that its objects count as missed.
 
     Raises:
-        FileNotFoundError: If the annotation file or the folder of images does not exist.
+        FileNotFoundError: If the annotation file or most of the images do not exist.
         ValueError: If the annotation file is not valid or does not fit the classes.
     """
 
     COCOAPI = CheckedCOCO
 
     def load_data_list(self) -> list[dict]:
-        """Loads the annotations and checks that the images' folder is there."""
+        """Loads the annotations and looks whether the images are there."""
         data_list = super().load_data_list()
-        folder = self.data_prefix["img"]
-        if "://" not in folder and not os.path.isdir(folder):
+        if not self.test_mode and not any(info["instances"] for info in data_list):
+            raise ValueError(
+                f"annotation file {self.ann_file!r} has no box of the classes "
+                f"{list(self.metainfo['classes'])}; there is nothing to learn from"
+            )
+        # A sample, as asking a remote file system for every image can take minutes.
+        sample = [info["img_path"] for info in data_list[:: max(len(data_list) // 100, 1)]]
+        absent = [path for path in sample if "://" not in path and not os.path.isfile(path)]
+        if len(absent) > len(sample) / 2:
             raise FileNotFoundError(
-                f"image folder {folder!r} does not exist. Put the images there, or set data_root "
+                f"of {len(sample)} images of {self.ann_file!r} that were looked for, {len(absent)} "
+                f"do not exist, for example {absent[0]!r}. Put the images there, or set data_root "
                 "and data_prefix in the config"
             )
-        if not any(os.path.isfile(info["img_path"]) for info in data_list[:100]):
-            raise FileNotFoundError(
-                f"none of the first images of {self.ann_file!r} is where the config says, for "
-                f"example {data_list[0]['img_path']!r}. Set data_root and data_prefix"
+        if absent:
+            print_log(
+                f"of {len(sample)} images of {self.ann_file!r} that were looked for, {len(absent)} "
+                f"do not exist, for example {absent[0]!r}; they will be skipped",
+                "current",
+                logging.WARNING,
             )
         return data_list
 

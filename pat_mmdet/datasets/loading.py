@@ -9,6 +9,9 @@ from mmcv.transforms import LoadImageFromFile
 from mmdet.registry import TRANSFORMS
 from mmengine.logging import print_log
 
+# Of the module, as a transform that holds it could not be copied; workers inherit it.
+_skipped = multiprocessing.Value("i", 0)
+
 
 @TRANSFORMS.register_module()
 class LoadImageOrSkip(LoadImageFromFile):
@@ -18,20 +21,16 @@ class LoadImageOrSkip(LoadImageFromFile):
     ``LoadImageFromFile``.
     """
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        self._skipped = multiprocessing.Value("i", 0)
-
     def transform(self, results: dict) -> dict | None:
         """Adds ``img``, ``img_shape`` and ``ori_shape``, or gives ``None``."""
         try:
             return super().transform(results)
         except Exception as error:
-            with self._skipped.get_lock():
-                self._skipped.value += 1
+            with _skipped.get_lock():
+                _skipped.value += 1
             print_log(
                 f"image {results['img_path']!r} cannot be read and is skipped "
-                f"({type(error).__name__}: {error}); skipped so far: {self._skipped.value}. "
+                f"({type(error).__name__}: {error}); skipped so far: {_skipped.value}. "
                 "Copy it again, or take it out of the annotations",
                 "current",
                 logging.WARNING,

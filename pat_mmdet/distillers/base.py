@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from pat_mmdet.registry import build_method
+from pat_mmdet.registry import build_method, method_class
 from pat_mmdet.utils.checkpoint import load_weights
 from pat_mmdet.views import NetworkSpec
 
@@ -70,19 +70,27 @@ class BaseDistiller(BaseModel):
         network = MODELS.build(student)
         super().__init__(data_preprocessor=network.data_preprocessor)
         self.student = network
-        teacher_network = MODELS.build(teacher)
-        if teacher_checkpoint is None:
-            teacher_network.init_weights()
-        else:
-            load_weights(teacher_network, teacher_checkpoint)
-        # Through __dict__: an ordinary attribute could be mistaken for a submodule one day.
-        self.__dict__["_frozen"] = FrozenTeacher(teacher_network)
-        self._add_taps()
         method = task_settings(method, self.task)
-        input_size = method.pop("input_size")
-        with _dry_run(self.student, self.teacher):
-            student_spec, teacher_spec = self._find_shapes(torch.zeros(1, 3, *input_size))
-        self.distill = build_method(method, student_spec, teacher_spec)
+        input_size = method.pop("input_size", None)
+        if input_size is None:
+            raise ValueError(
+                "model.method.input_size is not set; give the (height, width) of the training "
+                "images, for example (800, 1216)"
+            )
+        # With the random state kept, a student begins with the same weights as when it is trained
+        # alone with the same seed.
+        with torch.random.fork_rng(devices=[]):
+            teacher_network = MODELS.build(teacher)
+            if teacher_checkpoint is None:
+                teacher_network.init_weights()
+            else:
+                load_weights(teacher_network, teacher_checkpoint)
+            # Through __dict__: an ordinary attribute could be mistaken for a submodule one day.
+            self.__dict__["_frozen"] = FrozenTeacher(teacher_network)
+            self._add_taps(method_class(method).needs)
+            with _dry_run(self.student, self.teacher):
+                shapes = self._find_shapes(torch.zeros(1, 3, *input_size))
+            self.distill = build_method(method, *shapes)
 
     @property
     def teacher(self) -> nn.Module:
@@ -90,8 +98,8 @@ class BaseDistiller(BaseModel):
         return self._frozen.network
 
     @abstractmethod
-    def _add_taps(self) -> None:
-        """Registers the hooks on student and teacher."""
+    def _add_taps(self, needs: frozenset[str]) -> None:
+        """Registers the hooks on student and teacher that a method with these needs wants."""
 
     @abstractmethod
     def _find_shapes(self, image: Tensor) -> tuple[NetworkSpec, NetworkSpec]:
@@ -163,11 +171,11 @@ def task_settings(method: dict, task: str) -> dict:
 
 @contextmanager
 def _dry_run(*networks: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, leaving modes and the random state as they were."""
+    """Eval mode without gradients, leaving the modes as they were."""
     modes = [(module, module.training) for net in networks for module in net.modules()]
     for network in networks:
         network.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad():
         yield
     for module, training in modes:
         module.training = training

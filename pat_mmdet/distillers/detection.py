@@ -48,7 +48,7 @@ class DetectionDistiller(BaseDistiller):
         self._stage_configs = teacher_stages
         super().__init__(student, teacher, method, teacher_checkpoint)
 
-    def _add_taps(self) -> None:
+    def _add_taps(self, needs: frozenset[str]) -> None:
         for role, detector in (("student", self.student), ("teacher", self.teacher)):
             _check_roi_head(role, detector)
             for module in detector.modules():
@@ -65,10 +65,13 @@ class DetectionDistiller(BaseDistiller):
             },
             outputs={"features": "neck" if self.student.with_neck else "backbone"},
         )
-        if self._stage_configs is None:
+        if "prompted" not in needs:
+            stages = ()
+        elif self._stage_configs is None:
             stages = backbone_stages(self.teacher.backbone)
         else:
             stages = tuple(Stage(**cfg) for cfg in self._stage_configs)
+        self._num_stages = len(stages)
         # On the teacher's holder, which EMA's deep copy of this model shares.
         self._frozen.prompter = Prompter(self.teacher, stages)
         self._same_images = _same_normalisation(
@@ -84,6 +87,11 @@ class DetectionDistiller(BaseDistiller):
 
         with self._frozen.prompter.prompting(note):
             teacher_features = self.teacher.extract_feat(image)
+        if sorted(entries) != list(range(self._num_stages)):
+            raise ValueError(
+                f"of the teacher's {self._num_stages} stages only {sorted(entries)} are run; name "
+                "modules in model.teacher_stages that the backbone calls"
+            )
         student_features = self.student.extract_feat(image)
         return (
             _spec(self.student, student_features),

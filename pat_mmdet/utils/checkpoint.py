@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+from collections import OrderedDict
 from collections.abc import Sequence
-from urllib.error import URLError
+from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import barrier, get_local_rank
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
@@ -26,28 +28,27 @@ def read_checkpoint(source: str) -> dict:
         FileNotFoundError: If there is no such file, or it cannot be downloaded.
         ValueError: If the file is truncated, no checkpoint, or holds pickled objects.
     """
-    if source.startswith(("http://", "https://")):
-        return _download_checkpoint(source)
-    if not os.path.isfile(source):
+    path = _download(source) if source.startswith(("http://", "https://")) else source
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {source!r} does not exist; check the path")
     try:
-        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Torch's own message recommends to switch the safety off; only its reason is useful.
-        reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Torch's own message may recommend to switch the safety off; only its reason is useful.
+        forbidden = [line for line in str(error).splitlines() if "GLOBAL " in line]
+        if isinstance(error, pickle.UnpicklingError) and forbidden:
+            reason = forbidden[0].split("WeightsUnpickler error:")[-1].strip()
+            raise ValueError(
+                f"checkpoint {source!r} is refused: it holds pickled Python objects, which could "
+                f"run foreign code ({reason}). Ask for a file with weights alone. If you made the "
+                'file yourself, save its weights again: python -c "import torch; '
+                f"c = torch.load({path!r}, weights_only=False); "
+                "torch.save({'state_dict': c['state_dict']}, 'weights.pth')\""
+            ) from None
         raise ValueError(
-            f"checkpoint {source!r} is refused: it holds pickled Python objects, which could run "
-            f"foreign code ({reason or type(error).__name__}). Ask for a file with weights alone. "
-            'If you made the file yourself, save its weights again: python -c "import torch; '
-            f"c = torch.load({source!r}, weights_only=False); "
-            "torch.save({'state_dict': c['state_dict']}, 'weights.pth')\""
-        ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        size = os.path.getsize(source)
-        raise ValueError(
-            f"checkpoint {source!r} ({size} bytes) cannot be read: it is truncated or no torch "
-            f"checkpoint ({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
-            "Copy or download it again, or take an earlier one"
+            f"checkpoint {source!r} ({os.path.getsize(path)} bytes) cannot be read: it is "
+            f"truncated or no torch checkpoint ({type(error).__name__}). Remove {path!r} and copy "
+            "or download it again, or take an earlier one"
         ) from None
     if not isinstance(checkpoint, dict):
         raise ValueError(
@@ -56,18 +57,25 @@ def read_checkpoint(source: str) -> dict:
     return checkpoint
 
 
-def _download_checkpoint(url: str) -> dict:
-    """Downloads once a machine: the other processes wait and read the cached file."""
-    try:
-        if is_main_process():
-            torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
-        barrier()
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
-    except (URLError, OSError) as error:
-        raise FileNotFoundError(
-            f"checkpoint {url!r} cannot be downloaded ({error}). Download it by hand and give "
-            "the path of the file"
-        ) from None
+def _download(url: str) -> str:
+    """Downloads a file once a machine, into torch's cache, and gives its path.
+
+    As in torch.hub, a name that ends in ``-<hash>.pth`` is checked against the content.
+    """
+    name = os.path.basename(urlparse(url).path)
+    path = os.path.join(torch.hub.get_dir(), "checkpoints", name)
+    if get_local_rank() == 0 and not os.path.isfile(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        digest = re.search(r"-([0-9a-f]{8,})\.", name)
+        try:
+            torch.hub.download_url_to_file(url, path, digest.group(1) if digest else None)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"checkpoint {url!r} cannot be downloaded ({error}). Download it by hand and give "
+                "the path of the file"
+            ) from None
+    barrier()
+    return path
 
 
 def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = ()) -> None:
@@ -87,11 +95,12 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
     checkpoint = read_checkpoint(source)
     state = checkpoint.get("state_dict", checkpoint)
     own = module.state_dict()
-    missing = [key for key in own if key not in state]
+    # Files from before torch counted batches lack the counters, which nothing reads.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     reshaped = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        f"{key} {tuple(getattr(state[key], 'shape', ()))} instead of {tuple(own[key].shape)}"
         for key in own
-        if key in state and state[key].shape != own[key].shape
+        if key in state and getattr(state[key], "shape", None) != own[key].shape
     ]
     if missing or reshaped:
         raise ValueError(
@@ -100,8 +109,12 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
             f"{len(reshaped)} have another shape{_first(reshaped)}. "
             "Use the checkpoint of this architecture and number of classes, or change the config"
         )
-    used = {key: value for key, value in state.items() if not key.startswith(tuple(allow_unused))}
-    load_state_dict(module, used, strict=False)
+    used = OrderedDict(
+        (key, value) for key, value in state.items() if not key.startswith(tuple(allow_unused))
+    )
+    # Some layers convert older weights by the versions that are noted here.
+    used._metadata = getattr(state, "_metadata", OrderedDict())
+    load_state_dict(module, used, strict=False, logger="current")
 
 
 def _first(names: Sequence[str], count: int = 5) -> str:

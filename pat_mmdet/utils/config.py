@@ -11,8 +11,6 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-_LOADERS = ("train", "val", "test")
-
 
 def load_config(path: str, options: dict | None = None, method: str | None = None) -> Config:
     """Reads a config, puts a method in place, and applies options of the command line.
@@ -34,10 +32,14 @@ def load_config(path: str, options: dict | None = None, method: str | None = Non
             f"config {path!r} does not exist; the project's configs are under configs/"
         )
     cfg = Config.fromfile(path)
+    options = options or {}
+    # Options of the method belong to the one that is put in place, all others to the config.
+    for_method = {key: options[key] for key in options if key.startswith("model.method.")}
+    cfg.merge_from_dict({key: options[key] for key in options if key not in for_method})
     if method is not None:
         apply_method(cfg, method)
-    if options:
-        cfg.merge_from_dict(options)
+    if for_method and "method" in cfg.model:
+        cfg.merge_from_dict(for_method)
     _bind_data(cfg)
     return cfg
 
@@ -64,7 +66,8 @@ def apply_method(cfg: Config, name: str) -> None:
     """Puts a method in place of the config's own; ``none`` leaves the student alone.
 
     Args:
-        cfg (Config): Config of a distiller, changed in place. Its ``input_size`` is kept.
+        cfg (Config): Config of a distiller, changed in place. Its ``input_size`` is kept, and all
+            its settings if it has this method already.
         name (str): Name of an overlay in ``configs/_base_/methods``.
 
     Raises:
@@ -81,10 +84,12 @@ def apply_method(cfg: Config, name: str) -> None:
         known = ", ".join(sorted(path.stem for path in folder.glob("*.py")))
         raise ValueError(f"unknown method {name!r}; known methods: {known}")
     method = Config.fromfile(overlay).method
+    own = cfg.model.method
     if method is None:
         cfg.model = cfg.model.student
-    else:
-        cfg.model.method = {"input_size": cfg.model.method.input_size, **method}
+    elif method.type != own.type:
+        kept = {"input_size": own.input_size} if "input_size" in own else {}
+        cfg.model.method = {**kept, **method}
 
 
 def _methods_folder(cfg: Config) -> Path:
@@ -110,46 +115,75 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
     Args:
         cfg (Config): Changed in place.
         launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Raises:
+        ValueError: If the launcher needs a GPU and there is none.
     """
     cfg.launcher = launcher
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     if torch.cuda.is_available():
         return
-    wrapper = cfg.get("optim_wrapper")
-    if wrapper is not None and wrapper.type == "AmpOptimWrapper":
+    wrapper = cfg.get("optim_wrapper") or {}
+    if wrapper.get("type") == "AmpOptimWrapper":
         print_log("no GPU: full precision instead of mixed", "current", logging.WARNING)
         wrapper.type = "OptimWrapper"
         for key in ("loss_scale", "dtype", "use_fsdp"):
             wrapper.pop(key, None)
+    if launcher in ("slurm", "mpi"):
+        raise ValueError(
+            f"--launcher {launcher} needs a GPU, and there is none here; on the CPU use "
+            "tools/dist_train.sh"
+        )
     if launcher == "pytorch":
         cfg.env_cfg.dist_cfg = dict(backend="gloo")
-        cfg.model_wrapper_cfg = dict(
-            type="MMDistributedDataParallel",
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=False,
+        cfg.setdefault(
+            "model_wrapper_cfg",
+            dict(
+                type="MMDistributedDataParallel",
+                device_ids=None,
+                broadcast_buffers=False,
+                find_unused_parameters=False,
+            ),
         )
         # mmengine takes a group that exists as it is.
         torch.distributed.init_process_group("gloo")
 
 
 def _bind_data(cfg: Config) -> None:
-    """Carries ``data_root`` and ``classes`` to loaders, evaluators and heads."""
+    """Carries ``data_root`` and ``classes`` to loaders, evaluators and heads.
+
+    A value that is in use in one of these places already is not carried to the others: they were
+    set on purpose.
+    """
     if "data_root" not in cfg or "classes" not in cfg:
         return
-    for name in _LOADERS:
-        loader = cfg.get(f"{name}_dataloader")
-        if loader is None:
-            continue
-        dataset = loader.dataset
-        dataset.data_root = cfg.data_root
-        dataset.metainfo = dict(classes=tuple(cfg.classes))
-        if name != "train":
-            cfg[f"{name}_evaluator"].ann_file = os.path.join(cfg.data_root, dataset.ann_file)
-    for node in _walk(cfg.model):
-        if "num_classes" in node:
+    # A single name of the command line is a string.
+    cfg.classes = (cfg.classes,) if isinstance(cfg.classes, str) else tuple(cfg.classes)
+    loaders = {name: cfg.get(f"{name}_dataloader") for name in ("train", "val", "test")}
+    datasets = [
+        node
+        for loader in loaders.values()
+        if loader is not None
+        for node in _walk(loader.dataset)
+        if "ann_file" in node
+    ]
+    if all(node.get("data_root") != cfg.data_root for node in datasets):
+        for node in datasets:
+            node.data_root = cfg.data_root
+    if all(tuple(node.get("metainfo", {}).get("classes", ())) != cfg.classes for node in datasets):
+        for node in datasets:
+            node.metainfo = {**node.get("metainfo", {}), "classes": cfg.classes}
+    heads = [node for node in _walk(cfg.get("model") or {}) if "num_classes" in node]
+    if all(node.num_classes != len(cfg.classes) for node in heads):
+        for node in heads:
             node.num_classes = len(cfg.classes)
+    for name in ("val", "test"):
+        evaluators = cfg.get(f"{name}_evaluator") or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            if "ann_file" in evaluator and "ann_file" in loaders[name].dataset:
+                dataset = loaders[name].dataset
+                evaluator.ann_file = os.path.join(dataset.get("data_root", ""), dataset.ann_file)
 
 
 def _walk(node: dict) -> Iterator[dict]:

@@ -19,5 +19,5 @@ custom_hooks = [
         priority="ABOVE_NORMAL",
     )
 ]
-# The rates above are for this effective batch: images per GPU × GPUs × accumulated steps.
+# The rates above are for this effective batch: images per GPU × GPUs.
 auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -11,6 +11,6 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=50, end=max_iters),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=8)
