@@ -56,12 +56,14 @@ class DetectionDistiller(BaseDistiller):
                     module.register_forward_pre_hook(_extract_in_float32)
         if self.student.with_rpn:
             self.student.rpn_head.register_forward_hook(_predict_in_float32)
+        embedding = {"embedding": ("roi_head.bbox_head.fc_cls", 0)}
         self._recorder = Recorder(
             self.student,
             inputs={
                 "rois": ("roi_head.bbox_roi_extractor", 1),
                 "logits": ("roi_head.bbox_head.loss_cls", 0),
                 "labels": ("roi_head.bbox_head.loss_cls", 1),
+                **embedding,
             },
             outputs={"features": "neck" if self.student.with_neck else "backbone"},
         )
@@ -74,6 +76,7 @@ class DetectionDistiller(BaseDistiller):
         self._num_stages = len(stages)
         # On the teacher's holder, which EMA's deep copy of this model shares.
         self._frozen.prompter = Prompter(self.teacher, stages)
+        self._frozen.recorder = Recorder(self.teacher, inputs=embedding)
         self._same_images = _same_normalisation(
             self.student.data_preprocessor, self.teacher.data_preprocessor
         )
@@ -126,10 +129,11 @@ class DetectionDistiller(BaseDistiller):
     def _teacher_view(self, images: Tensor, rois: Tensor) -> View:
         """Runs the parts of the teacher that the method asked for."""
         features = self.teacher.extract_feat(images)
-        logits = None
-        if "logits" in self.distill.needs:
+        if not self.distill.needs & {"logits", "embedding"}:
+            return View(features=features)
+        with self._frozen.recorder.recording() as records:
             logits = self.teacher.roi_head._bbox_forward(features, rois)["cls_score"]
-        return View(features=features, logits=logits)
+        return View(features=features, logits=logits, **records)
 
     def _teacher_images(self, inputs: Tensor, data_samples: list) -> Tensor:
         """Normalises the student's images (B, 3, H, W) as the teacher's preprocessor would."""
@@ -188,7 +192,8 @@ def _spec(
 ) -> NetworkSpec:
     """Describes a detector by the features of a dry run."""
     shapes = tuple(tuple(x.shape[1:]) for x in features)
-    return NetworkSpec(shapes, detector.roi_head.bbox_head.num_classes + 1, stage_inputs)
+    head = detector.roi_head.bbox_head
+    return NetworkSpec(shapes, head.num_classes + 1, head.fc_cls.in_features, stage_inputs)
 
 
 def _same_normalisation(own: nn.Module, other: nn.Module) -> bool:

@@ -16,8 +16,8 @@ class BaseMethod(nn.Module):
     """Turns the views of student and teacher into losses.
 
     A method declares in :attr:`needs` what it reads, and the distiller computes only that:
-    ``'features'`` and ``'logits'`` of both networks (the teacher's from its plain pass), and
-    ``'prompted'``: the third argument of :meth:`forward` can be called.
+    ``'features'``, ``'logits'`` and ``'embedding'`` of both networks (the teacher's from its plain
+    pass), and ``'prompted'``: the third argument of :meth:`forward` can be called.
 
     Args:
         student (NetworkSpec): Shapes of the student.
