@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,20 @@ def test_student_is_tested_and_exported_with_the_same_result(trained, settings, 
     for x, y in zip(own, plain):
         for key in ("bboxes", "scores", "labels"):
             assert torch.equal(x["pred_instances"][key], y["pred_instances"][key])
+
+
+def test_broken_images_do_not_stop_a_test_that_draws(teacher, settings, digits, tmp_path):
+    data = tmp_path / "digits"
+    shutil.copytree(digits, data)
+    images = sorted((data / "val").iterdir())
+    images[0].write_bytes(b"")
+    images[5].write_bytes(images[5].read_bytes()[:200])
+    output = run_tool(
+        "test.py", PAIR, teacher, "--teacher", "--work-dir", tmp_path / "test",
+        "--show-dir", "shown", "--cfg-options", f"data_root={data}/",
+    )  # fmt: skip
+    assert SCORE.search(output) and "skipped so far: 2" in output
+    assert len(list((tmp_path / "test").glob("*/shown/*"))) == 6
 
 
 def test_teacher_is_tested_alone_and_with_flips(teacher, settings, tmp_path):

@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 
 from pat_mmdet.backbones import HeadlessMobileNetV2
 from pat_mmdet.datasets import CheckedCocoDataset, LoadImageOrSkip
-from pat_mmdet.hooks import SafeCheckpointHook
+from pat_mmdet.hooks import SafeCheckpointHook, TolerantVisualizationHook
 from pat_mmdet.loops import ResumableIterBasedTrainLoop
 from pat_mmdet.utils import load_config, load_weights, read_checkpoint, student_model
 from pat_mmdet.utils.errors import clear_errors
@@ -23,6 +23,7 @@ PLAIN_NAMES = {
         LoadImageOrSkip,
         ResumableIterBasedTrainLoop,
         SafeCheckpointHook,
+        TolerantVisualizationHook,
     )
 }
 

@@ -8,7 +8,7 @@ default_hooks = dict(
     # mmengine deletes an old checkpoint before it writes the new one: keep at least two.
     checkpoint=dict(type="SafeCheckpointHook", by_epoch=False, interval=5000, max_keep_ckpts=2),
     sampler_seed=dict(type="DistSamplerSeedHook"),
-    visualization=dict(type="DetVisualizationHook"),
+    visualization=dict(type="TolerantVisualizationHook"),
 )
 
 env_cfg = dict(

@@ -1,5 +1,6 @@
-"""Hooks of the training loop."""
+"""Hooks of training and testing."""
 
 from pat_mmdet.hooks.checkpoint_hook import SafeCheckpointHook
+from pat_mmdet.hooks.visualization_hook import TolerantVisualizationHook
 
-__all__ = ["SafeCheckpointHook"]
+__all__ = ["SafeCheckpointHook", "TolerantVisualizationHook"]
