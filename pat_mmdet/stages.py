@@ -49,7 +49,7 @@ def backbone_stages(backbone: nn.Module, prefix: str = "backbone") -> tuple[Stag
         prefix (str): Path of the backbone inside its network.
 
     Returns:
-        tuple[Stage, ...]: Its stages from shallow to deep.
+        tuple[Stage, ...]: Its stages from shallow to deep, without those it was built without.
 
     Raises:
         ValueError: If the architecture is not in the table.
@@ -57,7 +57,8 @@ def backbone_stages(backbone: nn.Module, prefix: str = "backbone") -> tuple[Stag
     for cls in type(backbone).__mro__:
         if cls.__name__ in _BACKBONE_STAGES:
             paths, layout = _BACKBONE_STAGES[cls.__name__]
-            return tuple(Stage(f"{prefix}.{path}", layout) for path in paths)
+            modules = dict(backbone.named_modules())
+            return tuple(Stage(f"{prefix}.{path}", layout) for path in paths if path in modules)
     raise ValueError(
         f"the stages of {type(backbone).__name__} are not known "
         f"(known: {', '.join(sorted(_BACKBONE_STAGES))}). Name them in the config: "

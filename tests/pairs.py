@@ -24,10 +24,12 @@ def build(cfg, seed=0):
     return model.train()
 
 
-def batch(model, shapes=((3, 64, 64), (3, 64, 64)), num_classes=10, seed=0):
+def batch(model, shapes=((3, 64, 64), (3, 64, 64)), num_classes=10, seed=0, with_mask=False):
     """Random images with boxes, as the model takes them."""
     torch.manual_seed(seed)
-    data = demo_mm_inputs(len(shapes), [list(shape) for shape in shapes], num_classes=num_classes)
+    data = demo_mm_inputs(
+        len(shapes), [list(s) for s in shapes], num_classes=num_classes, with_mask=with_mask
+    )
     return model.data_preprocessor(data, True)
 
 

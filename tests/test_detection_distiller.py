@@ -346,6 +346,43 @@ def test_wrong_settings_fail_at_build_time(options, message):
         build(mini(**options))
 
 
+def test_mask_rcnn_is_taught_on_the_rois_of_its_boxes():
+    cfg = pair_config()
+    student = cfg.model.student
+    student.type = "MaskRCNN"
+    student.roi_head.mask_roi_extractor = copy.deepcopy(student.roi_head.bbox_roi_extractor)
+    student.roi_head.mask_head = dict(
+        type="FCNMaskHead",
+        num_convs=1,
+        in_channels=64,
+        conv_out_channels=16,
+        num_classes=10,
+        loss_mask=dict(type="CrossEntropyLoss", use_mask=True),
+    )
+    student.train_cfg.rcnn.mask_size = 14
+    model = build(cfg)
+    optimizer = torch.optim.SGD(trainable(model).values(), lr=1e-3)
+    for _ in range(2):
+        losses = train_step(model, batch(model, with_mask=True), optimizer)
+    assert losses["loss_mask"] > 0 and losses["loss_kd"] > 0
+    assert all(param.grad is not None for param in trainable(model).values())
+
+
+def test_detector_without_a_neck():
+    cfg = pair_config()
+    for role in (cfg.model.student, cfg.model.teacher):
+        role.pop("neck")
+        role.backbone = dict(
+            type="ResNet", depth=18, base_channels=16, stem_channels=16, num_stages=3,
+            strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,),
+        )  # fmt: skip
+        role.rpn_head.anchor_generator.strides = [16]
+        role.roi_head.bbox_roi_extractor.featmap_strides = [16]
+    model = build(cfg)
+    assert set(model.distill.prompts) == {"0"}
+    assert torch.isfinite(train_step(model, batch(model))["loss_fd"])
+
+
 def test_other_roi_heads_are_refused():
     cfg = pair_config()
     cfg.model.student.roi_head.type = "PISARoIHead"
