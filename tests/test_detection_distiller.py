@@ -321,7 +321,10 @@ def mini(**changes):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(model__method__type="PTA"), r"unknown distillation method 'PTA'.*FitNet, KD, PAT"),
+        (
+            dict(model__method__type="PTA"),
+            r"method 'PTA'.*FitNet, KD, MGD, OFA, PAT",
+        ),
         (dict(model__method__feedback="next"), r"unknown feedback 'next'; known: previous"),
         (dict(model__method__prompt="pixel"), r"channel.*spatial"),
         (dict(model__method__afp_stages=(0, 4)), r"stages 0 to 3"),

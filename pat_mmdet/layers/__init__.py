@@ -1,11 +1,12 @@
 """Trainable layers of the distillation methods; they need nothing but PyTorch."""
 
 from .afp import AdaptiveFeedbackPrompt, SqueezeExcite, shifted_means, valid_fractions
-from .projectors import FeatureProjector, MapAligner, TokenAligner
+from .projectors import ChannelProjector, FeatureProjector, MapAligner, TokenAligner
 from .raa import RegionAwareAttention
 
 __all__ = [
     "AdaptiveFeedbackPrompt",
+    "ChannelProjector",
     "FeatureProjector",
     "MapAligner",
     "RegionAwareAttention",

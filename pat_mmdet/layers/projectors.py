@@ -85,6 +85,42 @@ class TokenAligner(nn.Module):
         return self.tokens(x).unflatten(2, self.out_size)
 
 
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resizing to (h, w), skipped where that is the size already."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class ChannelProjector(nn.Module):
+    """Brings a student map to the teacher's shape and changes no more than it has to.
+
+    A 1×1 convolution where the numbers of channels differ, else the identity.
+
+    Args:
+        in_channels: Channels of the student's map.
+        out_channels: Channels of the teacher's map.
+        bias: Whether the convolution has a bias.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__()
+        same = in_channels == out_channels
+        self.conv = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Projects a student map.
+
+        Args:
+            x: Student map, shape (B, in_channels, H, W).
+            size: (h, w) of the teacher's map.
+
+        Returns:
+            Map of shape (B, out_channels, h, w), resized bilinearly where (H, W) differs.
+        """
+        return _resized(self.conv(x), size)
+
+
 class FeatureProjector(nn.Module):
     """FitNet's regressor: 1×1 convolution and batch norm, without ReLU as the targets are signed.
 
@@ -110,7 +146,4 @@ class FeatureProjector(nn.Module):
         Returns:
             Map of shape (B, out_channels, h, w), resized bilinearly where (H, W) differs.
         """
-        x = self.norm(self.conv(x))
-        if tuple(x.shape[-2:]) != tuple(size):
-            x = F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-        return x
+        return _resized(self.norm(self.conv(x)), size)

@@ -25,9 +25,10 @@ class PAT(BaseMethod):
     prompted teacher, summed over levels; KL of the prompted teacher to the plain one.
 
     The feedback of stage i is the gap between the aligned student's and the teacher's feature i,
-    without gradient: features and stages are paired from shallow to deep, P2 with the first stage. ``'previous'`` takes the gap of the process's last batch (each forward is
-    one: under gradient accumulation the last micro-batch): zeros at the first step, rows reused
-    in turn for another batch size, maps resized for another size. It is saved in checkpoints for
+    without gradient: features and stages are paired from shallow to deep, P2 with the first
+    stage. ``'previous'`` takes the gap of the process's last batch (each forward is one: under
+    gradient accumulation the last micro-batch): zeros at the first step, rows reused in turn for
+    another batch size, maps resized for another size. It is saved in checkpoints for
     ``prompt='channel'``; for ``'spatial'`` (about 90 MB an image at 800×1333) it is not, and
     begins with zeros after a resume. ``'current'`` takes the gap of the same images to the plain
     teacher.
