@@ -16,11 +16,12 @@ from mmdet.models.utils import mask2ndarray
 from mmdet.registry import DATASETS, VISUALIZERS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import BaseBoxes
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.utils import track_iter_progress
 
 from pat_mmdet.utils import load_config
+from pat_mmdet.utils.cli import add_cfg_options
 from pat_mmdet.utils.errors import clear_errors
 
 
@@ -37,13 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--number", type=int, default=20, help="how many images at most (default: %(default)s)"
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        help="settings to change, as key=value; a.b=value for nested keys, key=[a,b] or key=a,b "
-        "for lists (quote them, no white space)",
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if args.number < 1:
         parser.error("--number must be at least 1")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from pat_mmdet.backbones import HeadlessMobileNetV2
@@ -13,6 +13,7 @@ from pat_mmdet.datasets import CheckedCocoDataset, LoadImageOrSkip
 from pat_mmdet.hooks import SafeCheckpointHook, TolerantVisualizationHook
 from pat_mmdet.loops import ResumableIterBasedTrainLoop
 from pat_mmdet.utils import load_config, load_weights, read_checkpoint, student_model
+from pat_mmdet.utils.cli import add_cfg_options
 from pat_mmdet.utils.errors import clear_errors
 
 PLAIN_NAMES = {
@@ -34,12 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="path of the config the student was trained with")
     parser.add_argument("checkpoint", help="checkpoint of the training")
     parser.add_argument("out", help="file for the weights (.pth); the config goes beside it (.py)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        help="the settings that were overridden in training, as key=value",
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if not args.out.endswith(".pth"):
         parser.error("OUT must end with .pth")

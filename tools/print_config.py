@@ -9,9 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from pat_mmdet.utils import load_config
+from pat_mmdet.utils.cli import add_cfg_options
 from pat_mmdet.utils.errors import clear_errors
 
 SAVE_SUFFIXES = (".py", ".json", ".yml", ".yaml")
@@ -25,13 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--save-path", type=Path, help=f"also write it to this file ({', '.join(SAVE_SUFFIXES)})"
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        help="settings to change, as key=value; a.b=value for nested keys, key=[a,b] or key=a,b "
-        "for lists (quote them, no white space)",
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if args.save_path is not None and args.save_path.suffix not in SAVE_SUFFIXES:
         parser.error(f"--save-path must end in one of {', '.join(SAVE_SUFFIXES)}")

@@ -1,12 +1,11 @@
 """Evaluates the student of a config, or its teacher; a teacher is built only when asked for."""
 
 import argparse
-import os
 from copy import deepcopy
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
@@ -18,6 +17,7 @@ from pat_mmdet.utils import (
     set_work_dir,
     student_model,
 )
+from pat_mmdet.utils.cli import add_cfg_options, add_launcher, set_local_rank
 from pat_mmdet.utils.errors import clear_errors
 
 
@@ -33,17 +33,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--wait-time", type=float, default=2, help="seconds an image is shown")
     parser.add_argument("--tta", action="store_true", help="average over flipped images")
     parser.add_argument("--teacher", action="store_true", help="evaluate the teacher instead")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        help="override settings of the config, as key=value; nested keys with dots, "
-        'lists as key="[a,b]"',
-    )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    add_cfg_options(parser)
+    add_launcher(parser)
     args = parser.parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    set_local_rank(args)
     if args.out is not None and not args.out.endswith((".pkl", ".pickle")):
         parser.error("--out must end with .pkl or .pickle")
     if args.checkpoint is None and not args.teacher:

@@ -1,12 +1,12 @@
 """Trains a detector: a student with a teacher, a student alone, or a teacher."""
 
 import argparse
-import os
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from pat_mmdet.utils import load_config, prepare_environment, read_checkpoint, set_work_dir
+from pat_mmdet.utils.cli import add_cfg_options, add_launcher, set_local_rank
 from pat_mmdet.utils.errors import clear_errors
 
 
@@ -32,17 +32,10 @@ def parse_args() -> argparse.Namespace:
         help="distillation method in place of the config's: a name in configs/_base_/methods, "
         "'none' for the student alone",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        help="override settings of the config, as key=value; nested keys with dots, "
-        'lists as key="[a,b]"',
-    )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    add_cfg_options(parser)
+    add_launcher(parser)
     args = parser.parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    set_local_rank(args)
     return args
 
 

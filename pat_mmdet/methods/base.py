@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from pat_mmdet.views import NetworkSpec, View
 Prompted = Callable[[Prompt], View]
 
 
-class BaseMethod(nn.Module):
+class BaseMethod(nn.Module, ABC):
     """Turns the views of student and teacher into losses.
 
     A method declares in :attr:`needs` what it reads, and the distiller computes only that:
@@ -45,6 +46,7 @@ class BaseMethod(nn.Module):
                 "teacher on the student's classes, or use a method on features alone"
             )
 
+    @abstractmethod
     def forward(self, student: View, teacher: View, prompted: Prompted) -> dict[str, Tensor]:
         """Computes the losses of a step.
 
@@ -58,7 +60,6 @@ class BaseMethod(nn.Module):
         Returns:
             dict[str, Tensor]: Losses, scalars; keys begin with ``loss_``.
         """
-        raise NotImplementedError
 
     def resume_state(self) -> dict[str, Tensor]:
         """What one process carries from step to step besides parameters and buffers."""

@@ -1,0 +1,28 @@
+"""Command-line arguments that the tools share."""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--cfg-options``."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="override settings of the config, as key=value; nested keys with dots, "
+        'lists as key="[a,b]" without blanks',
+    )
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--launcher``, and ``--local_rank`` as launchers pass it."""
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+
+
+def set_local_rank(args: argparse.Namespace) -> None:
+    """Leaves the local rank in the environment, where mmengine looks for it."""
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
