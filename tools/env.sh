@@ -160,8 +160,8 @@ step torch "${torch[*]} with CUDA libraries (the first time some 2 GB are downlo
 
 # The rest without dependencies: mmengine and mmcv ask for opencv-python by name, while we install
 # opencv-python-headless, which has the same module and needs no libGL; with both, one overwrites the
-# other. It also keeps pip from replacing torch. requirements.txt is complete, `pip check` below tells
-# if it no longer is. mmcv is left out: pip would build it without its ops.
+# other. It also keeps pip from replacing torch. Whether requirements.txt is complete, `pip check`
+# below tells. mmcv is left out: pip would build it without its ops.
 grep -vE '^(torch|torchvision|mmcv)==' requirements.txt >"$VENV/requirements-rest.txt"
 step packages "the other packages of requirements.txt" \
     pip install --no-deps -r "$VENV/requirements-rest.txt"

@@ -45,10 +45,9 @@ class CheckedCOCO(COCO):
                 "copy or convert it again"
             ) from None
         for part, keys in _REQUIRED.items():
-            # The images of a test server come without annotations.
-            entries = self.dataset.get(part, None if part != "annotations" else ...)
-            if entries is ...:
-                continue
+            if part == "annotations" and part not in self.dataset:
+                continue  # as for the images of a test server
+            entries = self.dataset.get(part)
             if not entries:
                 raise ValueError(
                     f"annotation file {annotation_file!r} has no {part}; there is nothing to learn "

@@ -179,10 +179,10 @@ def _bind_data(cfg: Config) -> None:
         for node in heads:
             node.num_classes = len(cfg.classes)
     for name in ("val", "test"):
+        dataset = (loaders[name] or {}).get("dataset", {})
         evaluators = cfg.get(f"{name}_evaluator") or []
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-            if "ann_file" in evaluator and "ann_file" in loaders[name].dataset:
-                dataset = loaders[name].dataset
+            if "ann_file" in evaluator and "ann_file" in dataset:
                 evaluator.ann_file = os.path.join(dataset.get("data_root", ""), dataset.ann_file)
 
 
