@@ -43,8 +43,8 @@ class Recorder:
     Args:
         network (nn.Module): The network to read from.
         inputs (Mapping[str, tuple[str, int]]): Name to (module path, argument position): the
-            positional argument of the module's first call is kept under the name.
-        outputs (Mapping[str, str]): Name to module path: what its first call returns is kept.
+            positional arguments of the module's calls are kept under the name, in a list.
+        outputs (Mapping[str, str]): Name to module path: what its calls return is kept.
 
     Raises:
         ValueError: If a path does not exist.
@@ -56,7 +56,7 @@ class Recorder:
         inputs: Mapping[str, tuple[str, int]] | None = None,
         outputs: Mapping[str, str] | None = None,
     ) -> None:
-        self._records: dict[str, Any] | None = None
+        self._records: dict[str, list] | None = None
         for name, (path, position) in (inputs or {}).items():
             hook = partial(self._keep_input, name, position)
             resolve(network, path).register_forward_pre_hook(hook)
@@ -65,15 +65,18 @@ class Recorder:
 
     def _keep_input(self, name: str, position: int, module: nn.Module, args: tuple) -> None:
         if self._records is not None:
-            self._records.setdefault(name, args[position])
+            self._records.setdefault(name, []).append(args[position])
 
     def _keep_output(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         if self._records is not None:
-            self._records.setdefault(name, output)
+            self._records.setdefault(name, []).append(output)
 
     @contextmanager
-    def recording(self) -> Iterator[dict[str, Any]]:
-        """Gives a dict that fills while the network runs inside the context."""
+    def recording(self) -> Iterator[dict[str, list]]:
+        """Gives a dict that fills while the network runs inside the context.
+
+        Its values are lists with an item for each call of the module.
+        """
         self._records = records = {}
         try:
             yield records

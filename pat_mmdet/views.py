@@ -15,17 +15,19 @@ class View:
     Attributes:
         features (Sequence[Tensor]): Maps (B, C, H, W) from shallow to deep; in detection the
             levels of the feature pyramid.
-        logits (Tensor, optional): (N, K) class scores. In detection N sampled RoIs and K
-            classes with background last.
+        logits (Tensor, optional): (N, K) class scores. In detection N sampled RoIs or locations
+            and K classes with background last.
         embedding (Tensor, optional): (N, D) features that the classifier gets, a row for each of
             the logits.
         labels (Tensor, optional): (N,) int64 class indices.
+        indices (Tensor, optional): (B,) int64, the place of each image in the data set.
     """
 
     features: Sequence[Tensor] = field(default_factory=tuple)
     logits: Tensor | None = None
     embedding: Tensor | None = None
     labels: Tensor | None = None
+    indices: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,16 @@ class NetworkSpec:
 
     Attributes:
         features (tuple): (C, H, W) of each feature map, from shallow to deep.
-        num_classes (int): Width of the logits.
-        embedding (int): Width of the embedding.
+        num_classes (int, optional): Width of the logits, if the method reads any.
+        embedding (int, optional): Width of the embedding, if the method reads it.
         stage_inputs (tuple): (C, H, W) entering each stage of the backbone, where a prompt can
             be added. Empty for a student.
+        stage_features (tuple): For each stage the index of the feature map nearest to its output
+            in size.
     """
 
     features: tuple[tuple[int, int, int], ...]
-    num_classes: int
-    embedding: int
+    num_classes: int | None = None
+    embedding: int | None = None
     stage_inputs: tuple[tuple[int, int, int], ...] = ()
+    stage_features: tuple[int, ...] = ()

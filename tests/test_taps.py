@@ -285,6 +285,7 @@ def test_recorder_keeps_inputs_and_outputs():
         assert records == {}
         output = toy(x)
     assert set(records) == {"first", "second", "middle", "all"}
+    records = {name: calls[0] for name, calls in records.items()}
     assert torch.equal(records["middle"], toy.stages[1](toy.stages[0](x)))
     assert records["all"] is output
     assert records["first"].grad_fn is not None
@@ -292,17 +293,18 @@ def test_recorder_keeps_inputs_and_outputs():
     assert torch.equal(output, records["first"] + 2 * records["second"])
 
 
-def test_recorder_keeps_the_first_call():
+def test_recorder_keeps_every_call():
     toy = Toy()
     recorder = Recorder(toy, inputs={"in": ("stages.0", 0)}, outputs={"out": "stages.0"})
     first, second = torch.randn(2, 1, 4)
     with recorder.recording() as records:
         expected = toy.stages[0](first)
         toy.stages[0](second)
-    assert records["in"] is first and records["out"] is expected
+    assert records["in"][0] is first and records["out"][0] is expected
+    assert records["in"][1] is second and len(records["in"]) == len(records["out"]) == 2
     with recorder.recording() as others:
         toy.stages[0](second)
-    assert others["in"] is second and records["in"] is first
+    assert others["in"] == [second] and len(records["in"]) == 2
 
 
 def test_recorder_does_nothing_outside_of_its_context():
@@ -318,7 +320,7 @@ def test_recorder_does_nothing_outside_of_its_context():
         raise RuntimeError("inside")
     assert recorder._records is None and set(records) == {"in", "out"}
     toy.stages[0](torch.zeros(1, 4))
-    assert records["in"].any()
+    assert records["in"][0].any()
 
 
 def test_stages_of_a_derived_class_and_prefix():

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from pat_mmdet.utils import load_config
-from pat_mmdet.utils.cli import add_cfg_options
+from pat_mmdet.utils.cli import add_cfg_options, add_method
 from pat_mmdet.utils.errors import clear_errors
 
 SAVE_SUFFIXES = (".py", ".json", ".yml", ".yaml")
@@ -20,10 +20,10 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Print the whole config")
     parser.add_argument("config", help="config file")
-    parser.add_argument("--method", help="put this method's overlay in place of the config's")
     parser.add_argument(
         "--save-path", type=Path, help=f"also write it to this file ({', '.join(SAVE_SUFFIXES)})"
     )
+    add_method(parser)
     add_cfg_options(parser)
     args = parser.parse_args()
     if args.save_path is not None and args.save_path.suffix not in SAVE_SUFFIXES:
@@ -35,7 +35,7 @@ def main() -> None:
     """Print the merged config and save it where asked to."""
     args = parse_args()
     with clear_errors():
-        cfg = load_config(args.config, args.cfg_options, args.method)
+        cfg = load_config(args.config, args.cfg_options, args.method, args.settings)
     print(f"Config:\n{cfg.pretty_text}")
 
     if args.save_path is not None:

@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from pat_mmdet.utils import load_config, prepare_environment, read_checkpoint, set_work_dir
-from pat_mmdet.utils.cli import add_cfg_options, add_launcher, set_local_rank
+from pat_mmdet.utils.cli import add_cfg_options, add_launcher, add_method, set_local_rank
 from pat_mmdet.utils.errors import clear_errors
 
 
@@ -27,11 +27,7 @@ def parse_args() -> argparse.Namespace:
         const="auto",
         help="resume from this checkpoint, or from the last one in the work dir if none is given",
     )
-    parser.add_argument(
-        "--method",
-        help="distillation method in place of the config's: a name in configs/_base_/methods, "
-        "'none' for the student alone",
-    )
+    add_method(parser)
     add_cfg_options(parser)
     add_launcher(parser)
     args = parser.parse_args()
@@ -49,6 +45,8 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
     set_work_dir(cfg, args.work_dir)
     if args.method is not None and args.work_dir is None:
         cfg.work_dir = f"{cfg.work_dir}_{args.method}"
+    if args.settings == "published" and args.work_dir is None:
+        cfg.work_dir = f"{cfg.work_dir}_published"
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
@@ -74,7 +72,7 @@ def main() -> None:
     """Trains as the command line says."""
     args = parse_args()
     with clear_errors():
-        cfg = load_config(args.config, args.cfg_options, args.method)
+        cfg = load_config(args.config, args.cfg_options, args.method, args.settings)
         apply_flags(cfg, args)
         prepare_environment(cfg, args.launcher)
         Runner.from_cfg(cfg).train()

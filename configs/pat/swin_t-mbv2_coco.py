@@ -18,3 +18,13 @@ model = dict(
         "input_size": (800, 1216),
     },
 )
+
+method_options = dict(dkd={"model.method.alpha": 1.0})
+# What published runs changed (`--settings published`); OFA's final term was off in them.
+published = dict(
+    ofa={"model.method.kd_weight": 0.0},
+    pat={
+        "train_cfg.max_iters": 270000,
+        "param_scheduler.1.milestones": [210000, 250000],
+    },
+)

@@ -1,4 +1,3 @@
-# The published PAT run of this student took 270k iterations, with steps at 210k and 250k.
 _base_ = [
     "../_base_/models/faster-rcnn_fpn.py",
     "../_base_/datasets/coco_detection.py",

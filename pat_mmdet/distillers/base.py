@@ -63,6 +63,8 @@ class BaseDistiller(BaseModel):
     """
 
     task: str
+    # Set by DistillWeightHook; without it the method's losses are taken as they are.
+    distill_weight: float | None = None
 
     def __init__(
         self, student: dict, teacher: dict, method: dict, teacher_checkpoint: str | None
@@ -87,7 +89,9 @@ class BaseDistiller(BaseModel):
                 load_weights(teacher_network, teacher_checkpoint)
             # Through __dict__: an ordinary attribute could be mistaken for a submodule one day.
             self.__dict__["_frozen"] = FrozenTeacher(teacher_network)
-            self._add_taps(method_class(method).needs)
+            self.method_name = method.get("type")
+            self.needs = method_class(method).needed(method)
+            self._add_taps()
             with _dry_run(self.student, self.teacher):
                 shapes = self._find_shapes(torch.zeros(1, 3, *input_size))
             self.distill = build_method(method, *shapes)
@@ -98,8 +102,8 @@ class BaseDistiller(BaseModel):
         return self._frozen.network
 
     @abstractmethod
-    def _add_taps(self, needs: frozenset[str]) -> None:
-        """Registers the hooks on student and teacher that a method with these needs wants."""
+    def _add_taps(self) -> None:
+        """Registers the hooks on student and teacher that the method needs."""
 
     @abstractmethod
     def _find_shapes(self, image: Tensor) -> tuple[NetworkSpec, NetworkSpec]:
@@ -108,6 +112,26 @@ class BaseDistiller(BaseModel):
     @abstractmethod
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Computes the student's own losses and those of the method."""
+
+    def _weighted(self, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Applies the weight of the step to the method's losses.
+
+        Args:
+            compute (Callable): Runs the teacher and the method; not called for the weight 0.
+
+        Returns:
+            dict[str, Tensor]: The losses by name, and the weight for the log.
+        """
+        weight = self.distill_weight
+        if weight is None:
+            return compute()
+        logged = next(self.student.parameters()).new_tensor(weight)
+        if weight == 0:
+            # Distributed training waits for a gradient of every parameter.
+            idle = sum((param.sum() for param in self.distill.parameters()), logged)
+            return {"loss_distill": 0 * idle, "distill_weight": logged}
+        losses = {name: weight * value for name, value in compute().items()}
+        return {**losses, "distill_weight": logged}
 
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"

@@ -1,16 +1,17 @@
-"""Distilling a two-stage detector."""
+"""Distilling a detector."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
-from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from pat_mmdet.distillers.base import BaseDistiller
+from pat_mmdet.distillers.scores import Fields, common_scores, score_widths
 from pat_mmdet.stages import Stage, backbone_stages
 from pat_mmdet.taps import Prompt, Prompter, Recorder
 from pat_mmdet.views import NetworkSpec, View
@@ -18,10 +19,13 @@ from pat_mmdet.views import NetworkSpec, View
 
 @MODELS.register_module()
 class DetectionDistiller(BaseDistiller):
-    """Distils between MMDetection two-stage detectors with a standard RoI head.
+    """Distils between MMDetection detectors.
 
-    Features are the levels of the feature pyramid. Logits are the class scores (N, K + 1) on the
-    RoIs that the student samples in its one training pass; the teacher scores the same RoIs.
+    Features are the levels of the feature pyramid, paired by their strides. Logits are class scores
+    (N, K + 1), background last, of both networks at the same places: on the RoIs that the student
+    samples in its one training pass, or at locations of dense heads. Methods on features alone take
+    any pair; those that compare logits take two detectors with MMDetection's standard RoI head,
+    or two with the dense heads of RetinaNet, ATSS, GFL or FCOS on the same locations.
 
     Args:
         student (dict): Config of the student, an MMDetection detector.
@@ -30,9 +34,12 @@ class DetectionDistiller(BaseDistiller):
         teacher_checkpoint (str, optional): Path or URL of the teacher's weights.
         teacher_stages (Sequence[dict], optional): Where prompts enter, a dict with the fields of
             :class:`pat_mmdet.stages.Stage` for each stage; known for the usual backbones.
+        feature_strides (Sequence[int], optional): Strides, in pixels, of the feature levels to
+            compare; all by default, which must then be the same in both networks.
 
     Raises:
-        ValueError: If a detector has no standard RoI head, or a path does not exist.
+        ValueError: If the levels or heads of the pair cannot be compared, or a path does not
+            exist.
     """
 
     task = "detection"
@@ -44,62 +51,114 @@ class DetectionDistiller(BaseDistiller):
         method: dict,
         teacher_checkpoint: str | None,
         teacher_stages: Sequence[dict] | None = None,
+        feature_strides: Sequence[int] | None = None,
     ) -> None:
         self._stage_configs = teacher_stages
+        self._strides = feature_strides
         super().__init__(student, teacher, method, teacher_checkpoint)
 
-    def _add_taps(self, needs: frozenset[str]) -> None:
-        for role, detector in (("student", self.student), ("teacher", self.teacher)):
-            _check_roi_head(role, detector)
+    def _add_taps(self) -> None:
+        if "indices" in self.needs:
+            raise ValueError(
+                f"{self.method_name} keeps a memory with a place for each training image; the "
+                "objects of a detector are drawn anew in each step and have none. Take another "
+                "relation method (--method rkd or cc), or use it for classification"
+            )
+        for detector in (self.student, self.teacher):
             for module in detector.modules():
                 if isinstance(module, BaseRoIExtractor):
                     module.register_forward_pre_hook(_extract_in_float32)
-        if self.student.with_rpn:
-            self.student.rpn_head.register_forward_hook(_predict_in_float32)
-        embedding = {"embedding": ("roi_head.bbox_head.fc_cls", 0)}
+            if getattr(detector, "with_rpn", False):
+                detector.rpn_head.register_forward_hook(_predict_in_float32)
+        # On the teacher's holder, which EMA's deep copy of this model shares.
+        scores = common_scores(self.student, self.teacher, self.needs, self.method_name)
+        self._frozen.scores = scores
+        compared = self.needs & {"logits", "embedding"}
         self._recorder = Recorder(
             self.student,
-            inputs={
-                "rois": ("roi_head.bbox_roi_extractor", 1),
-                "logits": ("roi_head.bbox_head.loss_cls", 0),
-                "labels": ("roi_head.bbox_head.loss_cls", 1),
-                **embedding,
-            },
+            inputs=scores.student_inputs if compared else None,
             outputs={"features": "neck" if self.student.with_neck else "backbone"},
         )
-        if "prompted" not in needs:
+        if "prompted" not in self.needs:
             stages = ()
         elif self._stage_configs is None:
             stages = backbone_stages(self.teacher.backbone)
         else:
             stages = tuple(Stage(**cfg) for cfg in self._stage_configs)
-        self._num_stages = len(stages)
-        # On the teacher's holder, which EMA's deep copy of this model shares.
+        self._stages = stages
         self._frozen.prompter = Prompter(self.teacher, stages)
-        self._frozen.recorder = Recorder(self.teacher, inputs=embedding)
         self._same_images = _same_normalisation(
             self.student.data_preprocessor, self.teacher.data_preprocessor
         )
 
     def _find_shapes(self, image: Tensor) -> tuple[NetworkSpec, NetworkSpec]:
         entries: dict[int, tuple[int, int, int]] = {}
+        maps: list[Tensor] = []
 
         def note(index: int, x: Tensor) -> Tensor:
             entries[index] = tuple(x.shape[1:])
             return x
 
+        hook = self.teacher.backbone.register_forward_hook(
+            lambda module, args, outputs: maps.extend(outputs)
+        )
         with self._frozen.prompter.prompting(note):
             teacher_features = self.teacher.extract_feat(image)
-        if sorted(entries) != list(range(self._num_stages)):
+        hook.remove()
+        if sorted(entries) != list(range(len(self._stages))):
             raise ValueError(
-                f"of the teacher's {self._num_stages} stages only {sorted(entries)} are run; name "
+                f"of the teacher's {len(self._stages)} stages only {sorted(entries)} are run; name "
                 "modules in model.teacher_stages that the backbone calls"
             )
         student_features = self.student.extract_feat(image)
-        return (
-            _spec(self.student, student_features),
-            _spec(self.teacher, teacher_features, tuple(entries[i] for i in sorted(entries))),
+        self._student_levels, self._teacher_levels = self._pair_levels(
+            _strides(self.student, student_features, image),
+            _strides(self.teacher, teacher_features, image),
         )
+        own = tuple(tuple(student_features[i].shape[1:]) for i in self._student_levels)
+        other = tuple(tuple(teacher_features[i].shape[1:]) for i in self._teacher_levels)
+        stage_inputs = tuple(entries[i] for i in range(len(self._stages)))
+        # Tokens enter at the size that the stage works at; maps are often made smaller first.
+        sizes = [*(shape[1:] for shape in stage_inputs), maps[-1].shape[-2:]]
+        outputs = [
+            sizes[i] if stage.layout == "NLC" else sizes[i + 1]
+            for i, stage in enumerate(self._stages)
+        ]
+        no_scores = (None, None)
+        compared = self.needs & {"logits", "embedding"}
+        return (
+            NetworkSpec(own, *(score_widths(self.student) if compared else no_scores)),
+            NetworkSpec(
+                other,
+                *(score_widths(self.teacher) if self._frozen.scores else no_scores),
+                stage_inputs=stage_inputs,
+                stage_features=tuple(_nearest(size, other) for size in outputs),
+            ),
+        )
+
+    def _pair_levels(self, own: list[int], other: list[int]) -> tuple[list[int], list[int]]:
+        """Gives the student's and the teacher's levels to compare, by their strides."""
+        if "features" not in self.needs:
+            return [], []
+        strides = self._strides
+        if strides is None:
+            if own != other:
+                common = tuple(stride for stride in own if stride in other)
+                raise ValueError(
+                    f"the student gives {len(own)} feature levels with the strides {own} and the "
+                    f"teacher {len(other)} with {other}; {self.method_name} compares them one to "
+                    "one. Change the necks (start_level, num_outs), or name in "
+                    "model.feature_strides those to compare"
+                    + (f"; both have {common}" if common else "")
+                )
+            strides = own
+        for role, found in (("student", own), ("teacher", other)):
+            if not strides or not set(strides) <= set(found):
+                raise ValueError(
+                    f"model.feature_strides={tuple(strides)}: the {role}'s feature levels have "
+                    f"the strides {found}; name some that both networks have"
+                )
+        return tuple([found.index(stride) for stride in strides] for found in (own, other))
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Computes the detector's losses and the method's.
@@ -113,27 +172,48 @@ class DetectionDistiller(BaseDistiller):
         """
         with self._recorder.recording() as records:
             losses = self.student.loss(inputs, data_samples)
-        rois = records.pop("rois")
-        student = View(**records)
-        images = self._teacher_images(inputs, data_samples)
+
+        def distill() -> dict[str, Tensor]:
+            maps = records.pop("features")[0]
+            own, teacher, prompted = self._teach(
+                self._teacher_images(inputs, data_samples), records, data_samples
+            )
+            student = View([maps[i] for i in self._student_levels], **own)
+            return self.distill(student, teacher, prompted)
+
+        losses.update(self._weighted(distill))
+        return losses
+
+    def _teach(
+        self, images: Tensor, records: dict[str, list], data_samples: list
+    ) -> tuple[Fields, View, Callable[[Prompt], View]]:
+        """Runs the teacher, and what the method asked for of its head.
+
+        Args:
+            images (Tensor): Normalised for the teacher, (B, 3, H, W).
+            records (dict[str, list]): What the student's head was called with.
+            data_samples (list[DetDataSample]): The images' annotations.
+
+        Returns:
+            tuple: The student's scores at the places of comparison, the teacher's view, and the
+            function that runs the teacher with prompts.
+        """
+        own, fields, read = {}, {}, lambda features: {}
         with torch.no_grad():
-            teacher = self._teacher_view(images, rois)
+            features = self.teacher.extract_feat(images)
+        # Not in there, as the student's scores keep their gradient.
+        if self._frozen.scores is not None:
+            own, fields, read = self._frozen.scores.align(records, features, data_samples)
+
+        def view(features: Sequence[Tensor], fields: Fields) -> View:
+            return View([features[i] for i in self._teacher_levels], **fields)
 
         def prompted(prompt: Prompt) -> View:
             with self._frozen.prompter.prompting(prompt):
-                return self._teacher_view(images, rois)
+                features = self.teacher.extract_feat(images)
+                return view(features, read(features))
 
-        losses.update(self.distill(student, teacher, prompted))
-        return losses
-
-    def _teacher_view(self, images: Tensor, rois: Tensor) -> View:
-        """Runs the parts of the teacher that the method asked for."""
-        features = self.teacher.extract_feat(images)
-        if not self.distill.needs & {"logits", "embedding"}:
-            return View(features=features)
-        with self._frozen.recorder.recording() as records:
-            logits = self.teacher.roi_head._bbox_forward(features, rois)["cls_score"]
-        return View(features=features, logits=logits, **records)
+        return own, view(features, fields), prompted
 
     def _teacher_images(self, inputs: Tensor, data_samples: list) -> Tensor:
         """Normalises the student's images (B, 3, H, W) as the teacher's preprocessor would."""
@@ -152,24 +232,6 @@ class DetectionDistiller(BaseDistiller):
         return padded
 
 
-def _check_roi_head(role: str, detector: nn.Module) -> None:
-    """Refuses detectors whose RoI head does not work as the standard one.
-
-    Raises:
-        ValueError: If the head is missing, of another kind, or changes the loss on boxes.
-    """
-    head = getattr(detector, "roi_head", None)
-    if (
-        not isinstance(head, StandardRoIHead)
-        or type(head).bbox_loss is not StandardRoIHead.bbox_loss
-    ):
-        found = "no RoI head" if head is None else f"the RoI head {type(head).__name__}"
-        raise ValueError(
-            f"the {role} {type(detector).__name__} has {found}; DetectionDistiller needs "
-            "MMDetection's StandardRoIHead (Faster R-CNN, Mask R-CNN)"
-        )
-
-
 def _extract_in_float32(module: nn.Module, args: tuple) -> tuple:
     """Keeps RoI coordinates exact, and maps in the one layout that RoIAlign is right for.
 
@@ -185,15 +247,22 @@ def _predict_in_float32(module: nn.Module, args: tuple, outputs: tuple) -> tuple
     return tuple([x.float() for x in levels] for levels in outputs)
 
 
-def _spec(
-    detector: nn.Module,
-    features: Sequence[Tensor],
-    stage_inputs: tuple[tuple[int, int, int], ...] = (),
-) -> NetworkSpec:
-    """Describes a detector by the features of a dry run."""
-    shapes = tuple(tuple(x.shape[1:]) for x in features)
-    head = detector.roi_head.bbox_head
-    return NetworkSpec(shapes, head.num_classes + 1, head.fc_cls.in_features, stage_inputs)
+def _strides(detector: nn.Module, features: Sequence[Tensor], image: Tensor) -> list[int]:
+    """Gives the strides of a detector's feature levels, in pixels.
+
+    The head's anchors or points know them; otherwise the sizes for an image (1, 3, H, W) tell.
+    """
+    head = getattr(detector, "rpn_head", getattr(detector, "bbox_head", None))
+    priors = getattr(head, "prior_generator", None)
+    if priors is not None and len(priors.strides) == len(features):
+        return [pair[0] for pair in priors.strides]
+    return [2 ** round(math.log2(image.shape[-1] / x.shape[-1])) for x in features]
+
+
+def _nearest(size: Sequence[int], shapes: Sequence[tuple[int, int, int]]) -> int:
+    """Finds the map whose area is nearest, by its ratio, to that of (h, w)."""
+    areas = [abs(math.log(math.prod(shape[1:]) / math.prod(size))) for shape in shapes]
+    return areas.index(min(areas))
 
 
 def _same_normalisation(own: nn.Module, other: nn.Module) -> bool:

@@ -1,6 +1,7 @@
 """Hooks of training and testing."""
 
 from pat_mmdet.hooks.checkpoint_hook import SafeCheckpointHook
+from pat_mmdet.hooks.distill_weight_hook import DistillWeightHook
 from pat_mmdet.hooks.visualization_hook import TolerantVisualizationHook
 
-__all__ = ["SafeCheckpointHook", "TolerantVisualizationHook"]
+__all__ = ["DistillWeightHook", "SafeCheckpointHook", "TolerantVisualizationHook"]

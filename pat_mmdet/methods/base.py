@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,9 +17,11 @@ Prompted = Callable[[Prompt], View]
 class BaseMethod(nn.Module, ABC):
     """Turns the views of student and teacher into losses.
 
-    A method declares in :attr:`needs` what it reads, and the distiller computes only that:
-    ``'features'``, ``'logits'`` and ``'embedding'`` of both networks (the teacher's from its plain
-    pass), and ``'prompted'``: the third argument of :meth:`forward` can be called.
+    A method declares in :attr:`needs` what it can read, and by :meth:`needed` what it reads with
+    given settings; the distiller computes only that: ``'features'``, ``'logits'`` and
+    ``'embedding'`` of both networks (the teacher's from its plain pass), ``'teacher_logits'``
+    (where the teacher's are enough, read anywhere), ``'indices'`` of the images, and
+    ``'prompted'``: the third argument of :meth:`forward` can be called.
 
     Args:
         student (NetworkSpec): Shapes of the student.
@@ -39,12 +42,22 @@ class BaseMethod(nn.Module, ABC):
                 f"{len(teacher.features)}; {type(self).__name__} compares them one to one. "
                 "Set num_outs and out_indices of the necks and backbones to the same levels"
             )
-        if "logits" in self.needs and student.num_classes != teacher.num_classes:
+        widths = (student.num_classes, teacher.num_classes)
+        if "logits" in self.needs and None not in widths and widths[0] != widths[1]:
             raise ValueError(
                 f"the student has {student.num_classes} classes (with background) and the teacher "
                 f"{teacher.num_classes}; {type(self).__name__} compares their logits. Train the "
                 "teacher on the student's classes, or use a method on features alone"
             )
+
+    @classmethod
+    def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:
+        """Tells what a method with these arguments reads: all of :attr:`needs`, if not less.
+
+        Args:
+            settings (Mapping): The method's arguments by name, as far as they are set.
+        """
+        return cls.needs
 
     @abstractmethod
     def forward(self, student: View, teacher: View, prompted: Prompted) -> dict[str, Tensor]:

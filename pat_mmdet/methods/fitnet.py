@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +26,7 @@ class FitNet(BaseMethod):
         student (NetworkSpec): Shapes of the student.
         teacher (NetworkSpec): Shapes of the teacher.
         fd_weight (float): Weight of the feature loss, the sum over levels.
-        kd_weight (float): Weight of the logit loss.
+        kd_weight (float): Weight of the logit loss; with 0 no logits are read.
         temperature (float): Temperature of the logit loss.
     """
 
@@ -46,13 +49,22 @@ class FitNet(BaseMethod):
             for own, target in zip(student.features, teacher.features)
         )
 
+    @classmethod
+    def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:
+        """Features, and logits for a weight other than 0."""
+        return cls.needs - ({"logits"} if settings.get("kd_weight") == 0 else set())
+
     def forward(self, student: View, teacher: View, prompted: Prompted) -> dict[str, Tensor]:
-        """Gives ``loss_fd`` and ``loss_kd``; arguments as in :class:`BaseMethod`."""
+        """Gives ``loss_fd``, and ``loss_kd`` if it has a weight.
+
+        Arguments as in :class:`BaseMethod`.
+        """
         distances = [
             F.mse_loss(projector(own, target.shape[-2:]).float(), target.float())
             for projector, own, target in zip(self.projectors, student.features, teacher.features)
         ]
-        return {
-            "loss_fd": self.fd_weight * sum(distances),
-            "loss_kd": self.kd_weight * kd_loss(student.logits, teacher.logits, self.temperature),
-        }
+        losses = {"loss_fd": self.fd_weight * sum(distances)}
+        if self.kd_weight:
+            divergence = kd_loss(student.logits, teacher.logits, self.temperature)
+            losses["loss_kd"] = self.kd_weight * divergence
+        return losses

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,14 +25,14 @@ class PAT(BaseMethod):
     teacher; hierarchical context loss between aligned student features and those of the
     prompted teacher, summed over levels; KL of the prompted teacher to the plain one.
 
-    The feedback of stage i is the gap between the aligned student's and the teacher's feature i,
-    without gradient: features and stages are paired from shallow to deep, P2 with the first
-    stage. ``'previous'`` takes the gap of the process's last batch (each forward is one: under
-    gradient accumulation the last micro-batch): zeros at the first step, rows reused in turn for
-    another batch size, maps resized for another size. It is saved in checkpoints for
-    ``prompt='channel'``; for ``'spatial'`` (about 90 MB an image at 800×1333) it is not, and
-    begins with zeros after a resume. ``'current'`` takes the gap of the same images to the plain
-    teacher.
+    The feedback of a stage is the gap between the aligned student's and the teacher's feature,
+    without gradient. A stage's feature is the one nearest to its output in size: P2 to P5 for the
+    stages of a pyramid that begins at P2. ``'previous'`` takes the gap of the process's last batch
+    (each forward is one: under gradient accumulation the last micro-batch): zeros at the first
+    step, rows reused in turn for another batch size, maps resized for another size. It is saved in
+    checkpoints for ``prompt='channel'``; for ``'spatial'`` (about 90 MB an image at 800×1333) it is
+    not, and begins with zeros after a resume. ``'current'`` takes the gap of the same images to the
+    plain teacher.
 
     Args:
         student (NetworkSpec): Shapes of the student.
@@ -42,16 +43,17 @@ class PAT(BaseMethod):
             all by default.
         raa_grid (int): Regions along each side of a map.
         raa_dim (int): Width of a region's token.
-        kd_weight (float): Weight of ``loss_kd``.
+        kd_weight (float): Weight of ``loss_kd``; with 0 the student's logits are not read, so that
+            the networks may have heads of different kinds.
         fd_weight (float): Weight of ``loss_fd``.
-        reg_weight (float): Weight of ``loss_reg``.
+        reg_weight (float): Weight of ``loss_reg``; with 0 as well no logits are read.
         temperature (float): Temperature of both KL terms.
 
     Raises:
         ValueError: If an option is unknown or a stage does not exist.
     """
 
-    needs = frozenset({"features", "logits", "prompted"})
+    needs = frozenset({"features", "logits", "teacher_logits", "prompted"})
 
     def __init__(
         self,
@@ -70,13 +72,14 @@ class PAT(BaseMethod):
         super().__init__(student, teacher)
         if feedback not in _FEEDBACKS:
             raise ValueError(f"unknown feedback {feedback!r}; known: {', '.join(_FEEDBACKS)}")
-        num_stages = min(len(teacher.stage_inputs), len(teacher.features))
+        num_stages = len(teacher.stage_inputs)
         stages = range(num_stages) if afp_stages is None else afp_stages
         if not set(stages) <= set(range(num_stages)):
             raise ValueError(
                 f"afp_stages={tuple(stages)}: the teacher has the stages 0 to {num_stages - 1}"
             )
         self.feedback = feedback
+        self.stage_features = teacher.stage_features
         self.kd_weight = kd_weight
         self.fd_weight = fd_weight
         self.reg_weight = reg_weight
@@ -92,7 +95,7 @@ class PAT(BaseMethod):
             {
                 str(stage): AdaptiveFeedbackPrompt(
                     teacher.stage_inputs[stage][0],
-                    None if feedback == "none" else teacher.features[stage][0],
+                    None if feedback == "none" else teacher.features[self.stage_features[stage]][0],
                     prompt=prompt,
                 )
                 for stage in stages
@@ -102,8 +105,19 @@ class PAT(BaseMethod):
         # A plain dict: it changes its shape from step to step and concerns one process alone.
         self._previous: dict[str, Tensor] = {}
 
+    @classmethod
+    def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:
+        """Features and prompts, and the logits of the terms with a weight other than 0."""
+        off = {"logits"} if settings.get("kd_weight") == 0 else set()
+        if off and settings.get("reg_weight") == 0:
+            off.add("teacher_logits")
+        return cls.needs - off
+
     def forward(self, student: View, teacher: View, prompted: Prompted) -> dict[str, Tensor]:
-        """Gives ``loss_kd``, ``loss_fd`` and ``loss_reg``; arguments as in :class:`BaseMethod`."""
+        """Gives ``loss_fd``, and ``loss_kd`` and ``loss_reg`` if they have a weight.
+
+        Arguments as in :class:`BaseMethod`.
+        """
         aligned = [
             aligner(tokens, target.shape[-2:])
             for aligner, tokens, target in zip(
@@ -112,6 +126,10 @@ class PAT(BaseMethod):
         ]
         sizes: dict[str, Sequence[int]] = {}
 
+        def gap(stage: int, view: View) -> Tensor:
+            level = self.stage_features[stage]
+            return aligned[level].detach() - view.features[level].detach()
+
         def prompt(index: int, x: Tensor) -> Tensor:
             stage = str(index)
             if stage not in self.prompts:
@@ -119,24 +137,24 @@ class PAT(BaseMethod):
             sizes[stage] = x.shape[-2:]
             feedback = self._previous.get(stage)
             if self.feedback == "current":
-                gap = aligned[index].detach() - teacher.features[index]
-                feedback = self.prompts[stage].summarize(gap, sizes[stage])
+                feedback = self.prompts[stage].summarize(gap(index, teacher), sizes[stage])
             return self.prompts[stage](x, feedback)
 
         adapted = prompted(prompt)
         if self.feedback == "previous":
             self._previous = {
-                stage: self.prompts[stage].summarize(
-                    aligned[int(stage)].detach() - adapted.features[int(stage)].detach(), size
-                )
+                stage: self.prompts[stage].summarize(gap(int(stage), adapted), size)
                 for stage, size in sizes.items()
             }
         distance = sum(hcl_loss(own, target) for own, target in zip(aligned, adapted.features))
-        return {
-            "loss_kd": self.kd_weight * kd_loss(student.logits, teacher.logits, self.temperature),
-            "loss_fd": self.fd_weight * distance,
-            "loss_reg": self.reg_weight * kd_loss(adapted.logits, teacher.logits, self.temperature),
-        }
+        losses = {"loss_fd": self.fd_weight * distance}
+        for name, weight, view in (
+            ("loss_kd", self.kd_weight, student),
+            ("loss_reg", self.reg_weight, adapted),
+        ):
+            if weight:
+                losses[name] = weight * kd_loss(view.logits, teacher.logits, self.temperature)
+        return losses
 
     def resume_state(self) -> dict[str, Tensor]:
         """The feedback of the last batch, for ``prompt='channel'``."""

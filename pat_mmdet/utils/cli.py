@@ -5,6 +5,8 @@ import os
 
 from mmengine.config import DictAction
 
+from pat_mmdet.utils.config import SETTINGS
+
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """Adds ``--cfg-options``."""
@@ -14,6 +16,21 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         help="override settings of the config, as key=value; nested keys with dots, "
         'lists as key="[a,b]" without blanks',
+    )
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--method`` and ``--settings``."""
+    parser.add_argument(
+        "--method",
+        help="distillation method in place of the config's: a name in configs/_base_/methods, "
+        "'none' for the student alone",
+    )
+    parser.add_argument(
+        "--settings",
+        choices=SETTINGS,
+        help="'equal' (default) trains all methods alike, 'published' each with the iterations and "
+        "rates of its published run",
     )
 
 

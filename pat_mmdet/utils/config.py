@@ -11,28 +11,43 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
+SETTINGS = ("equal", "published")
 
-def load_config(path: str, options: dict | None = None, method: str | None = None) -> Config:
+
+def load_config(
+    path: str,
+    options: dict | None = None,
+    method: str | None = None,
+    settings: str | None = None,
+) -> Config:
     """Reads a config, puts a method in place, and applies options of the command line.
+
+    A config may hold options for single methods, by dotted key: ``method_options`` are what a
+    method is used with on this pair, ``published`` what its published run changed in the training.
 
     Args:
         path (str): Path of the config.
         options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
         method (str, optional): Name of a method overlay, see :func:`apply_method`.
+        settings (str, optional): ``'equal'``, training all methods alike, or ``'published'``; by
+            default those of the config, or equal ones.
 
     Returns:
         Config: The config, with ``data_root`` and ``classes`` carried to every place.
 
     Raises:
         FileNotFoundError: If there is no such config.
-        ValueError: If the method is unknown.
+        ValueError: If the method or the settings are unknown.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"config {path!r} does not exist; the project's configs are under configs/"
         )
     cfg = Config.fromfile(path)
-    options = options or {}
+    cfg.settings = settings or cfg.get("settings", "equal")
+    if cfg.settings not in SETTINGS:
+        raise ValueError(f"unknown settings {cfg.settings!r}; known: {', '.join(SETTINGS)}")
+    options = {**_options_of_method(cfg, method), **(options or {})}
     # Options of the method belong to the one that is put in place, all others to the config.
     for_method = {key: options[key] for key in options if key.startswith("model.method.")}
     cfg.merge_from_dict({key: options[key] for key in options if key not in for_method})
@@ -42,6 +57,18 @@ def load_config(path: str, options: dict | None = None, method: str | None = Non
         cfg.merge_from_dict(for_method)
     _bind_data(cfg)
     return cfg
+
+
+def _options_of_method(cfg: Config, method: str | None) -> dict:
+    """Takes out of a config the options that it holds for single methods, and gives one's."""
+    by_method = cfg.pop("method_options", {})
+    published = cfg.pop("published", {})
+    if method is None and is_distiller(cfg):
+        method = cfg.model.method.get("type", "").lower()
+    options = dict(by_method.get(method, {}))
+    if cfg.settings == "published":
+        options.update(published.get(method, {}))
+    return options
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:
