@@ -1,14 +1,15 @@
 # `make demo` and `make test` do all the set-up they need; see tools/env.sh.
-# Variables: PYTHON (the interpreter .venv is made with), ARGS (passed on to demo.py or pytest).
+# Variables: PYTHON (the interpreter .venv is made with), ARGS (passed on to the tool or pytest).
 PYTHON ?= python3
 ARGS ?=
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint
+.PHONY: help env demo table-demo test lint
 
 help:
 	@echo "make demo   train a teacher, a student alone and a student with PAT on generated data, and compare them"
+	@echo "make table-demo   all methods on generated data, two seeds, and a table; can be interrupted and given again"
 	@echo "make test   lint and tests          (ARGS='-k losses' picks tests)"
 	@echo "make lint   ruff, check and format"
 	@echo "make env    set up .venv only       (PYTHON=python3.11 picks the interpreter)"
@@ -18,6 +19,10 @@ env:
 
 demo: env
 	$(VENV_PYTHON) tools/demo.py $(ARGS)
+
+table-demo: env
+	$(VENV_PYTHON) tools/reproduce.py --table digits --seeds 0 1 --jobs 2 $(ARGS)
+	$(VENV_PYTHON) tools/reproduce.py --table digits --collect $(ARGS)
 
 test: lint
 	$(VENV_PYTHON) -m pytest $(ARGS)

@@ -39,7 +39,7 @@ def test_schedules():
 
 
 def test_wrong_settings():
-    with pytest.raises(ValueError, match="unknown schedule 'step'.*constant, linear, cosine"):
+    with pytest.raises(ValueError, match=r"unknown schedule 'step'.*constant, linear, cosine"):
         DistillWeightHook(schedule="step")
     with pytest.raises(ValueError, match="begin=100 is not before the end, 100"):
         weights((0,), begin=100)

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.patches import Rectangle
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 
-from pat_mmdet.utils import load_config, student_model
+from pat_mmdet.utils import Training, load_config, student_model
 from pat_mmdet.utils.errors import clear_errors
 
 TOOLS = Path(__file__).resolve().parent
@@ -37,52 +36,25 @@ class Run:
         title (str): Name in the report.
         config (Path): Config of the training.
         options (dict[str, str]): Overridden settings of the config.
-        folder (Path): Its work dir.
+        training (Training): Its work dir and length.
     """
 
     title: str
     config: Path
     options: dict[str, str]
-    folder: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        """Path: The checkpoint of the last iteration, which is written at the end."""
-        return self.folder / f"iter_{self.options['train_cfg.max_iters']}.pth"
+    training: Training
 
     def train(self) -> None:
         """Trains, or goes on with what an earlier call began."""
-        if self.checkpoint.is_file() and self.metrics():
+        if self.training.done():
             print(f"[demo] {self.title}: done already", flush=True)
             return
-        print(f"[demo] {self.title}: training, logs in {self.folder}", flush=True)
+        print(f"[demo] {self.title}: training, logs in {self.training.folder}", flush=True)
         run_tool(
-            "train.py", self.config, "--work-dir", self.folder, "--resume",
+            "train.py", self.config, "--work-dir", self.training.folder,
+            *self.training.resume_flags(),
             "--cfg-options", *(f"{key}={value}" for key, value in self.options.items()),
         )  # fmt: skip
-
-    def scalars(self) -> list[dict]:
-        """All logged values, by step; a resumed training has several log files."""
-        by_step: dict[tuple, dict] = {}
-        for file in sorted(self.folder.glob("*/vis_data/scalars.json")):
-            for line in file.read_text().splitlines():
-                entry = json.loads(line)
-                by_step[(entry["step"], "loss" in entry)] = entry
-        return [by_step[key] for key in sorted(by_step)]
-
-    def metrics(self) -> dict | None:
-        """The evaluation after the last iteration, if there is one."""
-        last = int(self.options["train_cfg.max_iters"])
-        for entry in self.scalars():
-            if entry["step"] == last and "coco/bbox_mAP" in entry:
-                return entry
-        return None
-
-    def seconds(self) -> float:
-        """Seconds of training steps, data loading included."""
-        logged = [entry for entry in self.scalars() if "loss" in entry]
-        times = [entry["time"] for entry in logged]
-        return float(np.mean(times)) * int(self.options["train_cfg.max_iters"])
 
 
 def run_tool(name: str, *args: object) -> None:
@@ -105,7 +77,8 @@ def plan(folder: Path, seed: int, iters: int, teacher_iters: int) -> list[Run]:
             "param_scheduler.1.begin": warm_up,
             "param_scheduler.1.end": str(steps),
         }
-        return Run(title, CONFIGS / config, {**data, **scheduled, **options}, folder / name)
+        training = Training(folder / name, steps)
+        return Run(title, CONFIGS / config, {**data, **scheduled, **options}, training)
 
     teacher = run(
         "teacher (Swin)", "teachers/faster-rcnn_swin-p_fpn_digits.py", "teacher", teacher_iters
@@ -118,7 +91,7 @@ def plan(folder: Path, seed: int, iters: int, teacher_iters: int) -> list[Run]:
             "pat/swin_p-res18_digits.py",
             "pat",
             iters,
-            **{"model.teacher_checkpoint": str(teacher.checkpoint)},
+            **{"model.teacher_checkpoint": str(teacher.training.checkpoint)},
         ),
     ]
 
@@ -130,12 +103,12 @@ def table(runs: list[Run]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for run in runs:
-        scores = run.metrics()
+        scores = run.training.metrics()
         values = " | ".join(
             f"{scores[f'coco/bbox_{key}']:.3f}" for key in ("mAP", "mAP_50", "mAP_75")
         )
-        steps = run.options["train_cfg.max_iters"]
-        rows.append(f"| {run.title} | {steps} | {run.seconds():.0f} s | {values} |")
+        training = run.training
+        rows.append(f"| {run.title} | {training.steps} | {training.seconds():.0f} s | {values} |")
     return "\n".join(rows)
 
 
@@ -143,7 +116,7 @@ def load_network(run: Run) -> object:
     """Builds the network of a training for inference, without its teacher."""
     cfg = load_config(str(run.config), {"data_root": run.options["data_root"]})
     cfg.model = student_model(cfg)
-    return init_detector(cfg, str(run.checkpoint), device="cpu")
+    return init_detector(cfg, str(run.training.checkpoint), device="cpu")
 
 
 def draw_report(runs: list[Run], path: Path, threshold: float = 0.3) -> None:
@@ -154,7 +127,7 @@ def draw_report(runs: list[Run], path: Path, threshold: float = 0.3) -> None:
     top, bottom = figure.subfigures(2, 1, height_ratios=[1, 2])
     loss_axis, map_axis = top.subplots(1, 2)
     for run in runs:
-        logged = run.scalars()
+        logged = run.training.scalars()
         for axis, key in ((loss_axis, "loss_cls"), (map_axis, "coco/bbox_mAP")):
             points = [(entry["step"], entry[key]) for entry in logged if key in entry]
             axis.plot(*zip(*points), label=run.title, color=colours[run.title], marker=".")

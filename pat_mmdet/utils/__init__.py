@@ -1,4 +1,4 @@
-"""Configs and checkpoints."""
+"""Configs, checkpoints and work dirs."""
 
 from pat_mmdet.utils.checkpoint import load_weights, read_checkpoint
 from pat_mmdet.utils.config import (
@@ -9,14 +9,19 @@ from pat_mmdet.utils.config import (
     set_work_dir,
     student_model,
 )
+from pat_mmdet.utils.runs import Training, read_record, write_atomic, write_record
 
 __all__ = [
+    "Training",
     "apply_method",
     "is_distiller",
     "load_config",
     "load_weights",
     "prepare_environment",
     "read_checkpoint",
+    "read_record",
     "set_work_dir",
     "student_model",
+    "write_atomic",
+    "write_record",
 ]
