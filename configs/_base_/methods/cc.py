@@ -1,0 +1,1 @@
+method = dict(type="CC", cc_weight=0.02, width=128)
