@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pat_mmdet.stages import Stage, map_to_tokens, tokens_to_map
+from pat_mmdet.stages import Stage
 
 Prompt = Callable[[int, Tensor], Tensor]
 
@@ -98,20 +98,16 @@ class Prompter:
     def __init__(self, network: nn.Module, stages: Sequence[Stage]) -> None:
         self._prompt: Prompt | None = None
         for index, stage in enumerate(stages):
-            hook = partial(self._apply_prompt, index, stage.layout)
+            hook = partial(self._apply_prompt, index, stage)
             resolve(network, stage.begin).register_forward_pre_hook(hook)
 
     def _apply_prompt(
-        self, index: int, layout: str, module: nn.Module, args: tuple
+        self, index: int, stage: Stage, module: nn.Module, args: tuple
     ) -> tuple | None:
         if self._prompt is None:
             return None
-        x, *rest = args
-        if layout == "NLC":
-            x = map_to_tokens(self._prompt(index, tokens_to_map(x, rest[0])))
-        else:
-            x = self._prompt(index, x)
-        return (x, *rest)
+        features, back = stage.to_map(args[0], args)
+        return (back(self._prompt(index, features)), *args[1:])
 
     @contextmanager
     def prompting(self, prompt: Prompt) -> Iterator[None]:

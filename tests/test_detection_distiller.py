@@ -399,7 +399,7 @@ def test_other_roi_heads_are_refused():
 def test_unknown_backbone_asks_for_stages(monkeypatch):
     from pat_mmdet import stages
 
-    monkeypatch.delitem(stages._BACKBONE_STAGES, "SwinTransformer")
+    monkeypatch.delitem(stages._STAGES["OpenMMLab"], "SwinTransformer")
     with pytest.raises(ValueError, match=r"SwinTransformer are not known.*teacher_stages"):
         build(pair_config())
 
@@ -407,7 +407,7 @@ def test_unknown_backbone_asks_for_stages(monkeypatch):
 def test_stages_are_looked_up_for_prompts_only(monkeypatch):
     from pat_mmdet import stages
 
-    monkeypatch.delitem(stages._BACKBONE_STAGES, "SwinTransformer")
+    monkeypatch.delitem(stages._STAGES["OpenMMLab"], "SwinTransformer")
     cfg = pair_config()
     cfg.model.method = dict(type="KD", input_size=(64, 64))
     assert train_step(model := build(cfg), batch(model))["loss_kd"] > 0

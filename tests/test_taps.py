@@ -327,12 +327,16 @@ def test_stages_of_a_derived_class_and_prefix():
     class Mine(HeadlessMobileNetV2):
         pass
 
-    assert backbone_stages(Mine(**MOBILE), "net.body")[1] == Stage("net.body.layer3", "NCHW")
+    assert backbone_stages(Mine(**MOBILE), "net.body")[1] == Stage(
+        "net.body.layer3", "NCHW", end="net.body.layer3"
+    )
     assert [stage.layout for stage in backbone_stages(nn_swin())] == ["NLC"] * 4
-    with pytest.raises(ValueError, match=r"Linear are not known \(known: ConvNeXt, MobileNetV2"):
+    with pytest.raises(
+        ValueError, match=r"Linear are not known \(known: ConvNeXt, EfficientNet, MlpMixer"
+    ):
         backbone_stages(nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="unknown layout 'NHWC'"):
-        Stage("a", "NHWC")
+    with pytest.raises(ValueError, match="unknown layout 'NWHC'"):
+        Stage("a", "NWHC")
 
 
 def nn_swin():
