@@ -8,11 +8,11 @@ VENV_PYTHON := .venv/bin/python
 .PHONY: help env demo table-demo test lint
 
 help:
-	@echo "make demo   train a teacher, a student alone and a student with PAT on generated data, and compare them"
-	@echo "make table-demo   all methods on generated data, two seeds, and a table; can be interrupted and given again"
-	@echo "make test   lint and tests          (ARGS='-k losses' picks tests)"
-	@echo "make lint   ruff, check and format"
-	@echo "make env    set up .venv only       (PYTHON=python3.11 picks the interpreter)"
+	@echo "make demo         train a teacher, a student alone and a student with PAT on generated data, and compare them"
+	@echo "make table-demo   the same with all methods and two seeds; ends with a table"
+	@echo "make test         lint and tests          (ARGS='-k losses' picks tests)"
+	@echo "make lint         ruff, check and format"
+	@echo "make env          set up .venv only       (PYTHON=python3.11 picks the interpreter)"
 
 env:
 	@PYTHON='$(PYTHON)' bash tools/env.sh
@@ -21,8 +21,8 @@ demo: env
 	$(VENV_PYTHON) tools/demo.py $(ARGS)
 
 table-demo: env
-	$(VENV_PYTHON) tools/reproduce.py --table digits --seeds 0 1 --jobs 2 $(ARGS)
-	$(VENV_PYTHON) tools/reproduce.py --table digits --collect $(ARGS)
+	$(VENV_PYTHON) tools/reproduce.py --table digits --seeds 0 1 --jobs 2 $(ARGS); code=$$?; \
+	$(VENV_PYTHON) tools/reproduce.py --table digits --collect $(ARGS) && exit $$code
 
 test: lint
 	$(VENV_PYTHON) -m pytest $(ARGS)

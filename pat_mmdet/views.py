@@ -13,13 +13,14 @@ class View:
     """Outputs of one network on one batch.
 
     Attributes:
-        features (Sequence[Tensor]): Maps (B, C, H, W) from shallow to deep; in detection the
-            levels of the feature pyramid.
+        features (Sequence[Tensor]): Maps (B, C, H, W) from shallow to deep: the levels of the
+            feature pyramid in detection, the outputs of the stages in classification.
         logits (Tensor, optional): (N, K) class scores. In detection N sampled RoIs or locations
             and K classes with background last.
         embedding (Tensor, optional): (N, D) features that the classifier gets, a row for each of
             the logits.
         labels (Tensor, optional): (N,) int64 class indices.
+        soft_labels (Tensor, optional): (N, K) class probabilities, where images were mixed.
         indices (Tensor, optional): (B,) int64, the place of each image in the data set.
     """
 
@@ -27,6 +28,7 @@ class View:
     logits: Tensor | None = None
     embedding: Tensor | None = None
     labels: Tensor | None = None
+    soft_labels: Tensor | None = None
     indices: Tensor | None = None
 
 
@@ -38,6 +40,7 @@ class NetworkSpec:
         features (tuple): (C, H, W) of each feature map, from shallow to deep.
         num_classes (int, optional): Width of the logits, if the method reads any.
         embedding (int, optional): Width of the embedding, if the method reads it.
+        tokens (bool): Whether the features come from tokens and have one fixed size.
         stage_inputs (tuple): (C, H, W) entering each stage of the backbone, where a prompt can
             be added. Empty for a student.
         stage_features (tuple): For each stage the index of the feature map nearest to its output
@@ -47,5 +50,6 @@ class NetworkSpec:
     features: tuple[tuple[int, int, int], ...]
     num_classes: int | None = None
     embedding: int | None = None
+    tokens: bool = False
     stage_inputs: tuple[tuple[int, int, int], ...] = ()
     stage_features: tuple[int, ...] = ()

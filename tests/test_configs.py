@@ -248,7 +248,7 @@ def check_schedule(cfg, iters, milestones):
     (steps,) = [item for item in cfg.param_scheduler if item.type == "MultiStepLR"]
     assert (steps.milestones, steps.gamma) == (milestones, 0.1)
     assert cfg.optim_wrapper.type == "AmpOptimWrapper"
-    (ema,) = [hook for hook in cfg.custom_hooks if hook.type == "EMAHook"]
+    (ema,) = [hook for hook in cfg.custom_hooks if hook.type == "StudentEMAHook"]
     assert ema.ema_type == "ExponentialMovingAverage" and ema.update_buffers
     assert ema.momentum == pytest.approx(0.001)
     assert HOOKS.build(ema).ema_cfg["momentum"] == pytest.approx(0.001)

@@ -163,7 +163,8 @@ def test_ofa_value(eps, temperature):
     method = make(
         "OFA", eps=eps, temperature=temperature, hidden_channels=7, ofa_weight=0.3, kd_weight=0.7
     )
-    first, norm, last = method.branch
+    (branch,) = method.branches
+    first, norm, last = branch
     assert first.bias is None, "the norm would leave it without gradient"
     assert (first.in_features, first.out_features) == (WIDTH, 7)
     assert (last.in_features, last.out_features) == (7, NUM_CLASSES)

@@ -9,7 +9,7 @@ model = dict(
     teacher=mmengine.Config.fromfile(
         "{{ fileDirname }}/../teachers/faster-rcnn_swin-p_fpn_bccd.py"
     ).model,
-    teacher_checkpoint="work_dirs/faster-rcnn_swin-p_fpn_bccd/iter_900.pth",
+    teacher_checkpoint="work_dirs/faster-rcnn_swin-p_fpn_bccd/iter_1800.pth",
     method={
         **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/pat.py").method,
         "input_size": (192, 256),

@@ -21,8 +21,8 @@ model = dict(
     train_cfg=dict(rcnn=dict(sampler=dict(num=64))),
 )
 
-max_iters = 900
-train_cfg = dict(max_iters=max_iters, val_interval=300)
+max_iters = 1800
+train_cfg = dict(max_iters=max_iters, val_interval=600)
 optim_wrapper = dict(optimizer=dict(lr=0.001))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=80),

@@ -91,6 +91,9 @@ class BaseDistiller(BaseModel):
             self.__dict__["_frozen"] = FrozenTeacher(teacher_network)
             self.method_name = method.get("type")
             self.needs = method_class(method).needed(method)
+            self._same_images = _same_normalisation(
+                self.student.data_preprocessor, teacher_network.data_preprocessor
+            )
             self._add_taps()
             with _dry_run(self.student, self.teacher):
                 shapes = self._find_shapes(torch.zeros(1, 3, *input_size))
@@ -112,6 +115,17 @@ class BaseDistiller(BaseModel):
     @abstractmethod
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Computes the student's own losses and those of the method."""
+
+    def _renormalised(self, inputs: Tensor) -> Tensor:
+        """Normalises the student's images (B, 3, H, W) as the teacher's preprocessor would."""
+        if self._same_images:
+            return inputs
+        own_mean, own_std, own_rgb = _normalisation(self.student.data_preprocessor)
+        mean, std, rgb = _normalisation(self.teacher.data_preprocessor)
+        pixels = inputs * own_std.to(inputs) + own_mean.to(inputs)
+        if own_rgb != rgb:
+            pixels = pixels.flip(1)
+        return (pixels - mean.to(inputs)) / std.to(inputs)
 
     def _weighted(self, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Applies the weight of the step to the method's losses.
@@ -203,3 +217,22 @@ def _dry_run(*networks: nn.Module) -> Iterator[None]:
         yield
     for module, training in modes:
         module.training = training
+
+
+def _same_normalisation(own: nn.Module, other: nn.Module) -> bool:
+    """Tells whether two preprocessors give the same images."""
+    return all(
+        a == b if isinstance(a, bool) else torch.equal(a, b)
+        for a, b in zip(_normalisation(own), _normalisation(other))
+    )
+
+
+def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor, bool]:
+    """Gives mean and std (3, 1, 1) and whether the network sees RGB."""
+    if preprocessor._enable_normalize:
+        mean, std = preprocessor.mean, preprocessor.std
+    else:
+        mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    # mmdet's and mmpretrain's name for it.
+    swapped = getattr(preprocessor, "_channel_conversion", getattr(preprocessor, "to_rgb", False))
+    return mean, std, swapped

@@ -87,9 +87,6 @@ class DetectionDistiller(BaseDistiller):
             stages = tuple(Stage(**cfg) for cfg in self._stage_configs)
         self._stages = stages
         self._frozen.prompter = Prompter(self.teacher, stages)
-        self._same_images = _same_normalisation(
-            self.student.data_preprocessor, self.teacher.data_preprocessor
-        )
 
     def _find_shapes(self, image: Tensor) -> tuple[NetworkSpec, NetworkSpec]:
         entries: dict[int, tuple[int, int, int]] = {}
@@ -217,14 +214,9 @@ class DetectionDistiller(BaseDistiller):
 
     def _teacher_images(self, inputs: Tensor, data_samples: list) -> Tensor:
         """Normalises the student's images (B, 3, H, W) as the teacher's preprocessor would."""
-        if self._same_images:
+        images = self._renormalised(inputs)
+        if images is inputs:
             return inputs
-        own_mean, own_std, own_rgb = _normalisation(self.student.data_preprocessor)
-        mean, std, rgb = _normalisation(self.teacher.data_preprocessor)
-        pixels = inputs * own_std.to(inputs) + own_mean.to(inputs)
-        if own_rgb != rgb:
-            pixels = pixels.flip(1)
-        images = (pixels - mean.to(inputs)) / std.to(inputs)
         padded = torch.full_like(images, self.teacher.data_preprocessor.pad_value)
         for i, sample in enumerate(data_samples):
             height, width = sample.img_shape[:2]
@@ -263,20 +255,3 @@ def _nearest(size: Sequence[int], shapes: Sequence[tuple[int, int, int]]) -> int
     """Finds the map whose area is nearest, by its ratio, to that of (h, w)."""
     areas = [abs(math.log(math.prod(shape[1:]) / math.prod(size))) for shape in shapes]
     return areas.index(min(areas))
-
-
-def _same_normalisation(own: nn.Module, other: nn.Module) -> bool:
-    """Tells whether two preprocessors give the same images."""
-    return all(
-        a == b if isinstance(a, bool) else torch.equal(a, b)
-        for a, b in zip(_normalisation(own), _normalisation(other))
-    )
-
-
-def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor, bool]:
-    """Gives mean and std (3, 1, 1) and whether the network sees RGB."""
-    if preprocessor._enable_normalize:
-        mean, std = preprocessor.mean, preprocessor.std
-    else:
-        mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
-    return mean, std, preprocessor._channel_conversion

@@ -1,6 +1,7 @@
 """Trainable layers of the distillation methods; they need nothing but PyTorch."""
 
 from .afp import AdaptiveFeedbackPrompt, SqueezeExcite, shifted_means, valid_fractions
+from .branches import MapBranch, TokenBranch
 from .projectors import ChannelProjector, FeatureProjector, MapAligner, TokenAligner
 from .raa import RegionAwareAttention
 
@@ -9,9 +10,11 @@ __all__ = [
     "ChannelProjector",
     "FeatureProjector",
     "MapAligner",
+    "MapBranch",
     "RegionAwareAttention",
     "SqueezeExcite",
     "TokenAligner",
+    "TokenBranch",
     "shifted_means",
     "valid_fractions",
 ]

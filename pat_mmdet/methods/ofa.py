@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
+from pat_mmdet.layers import MapBranch, TokenBranch
 from pat_mmdet.losses import ofa_loss
 from pat_mmdet.methods.base import BaseMethod, Prompted
 from pat_mmdet.registry import METHODS
 from pat_mmdet.views import NetworkSpec, View
+
+# Where the branches begin, and what of a view that is.
+_BRANCHES = {"embedding": "embedding", "stages": "features"}
 
 
 @METHODS.register_module()
@@ -16,10 +24,14 @@ class OFA(BaseMethod):
 
     Source: Hao et al., One-for-All: Bridge the Gap Between Heterogeneous Architectures in
     Knowledge Distillation, NeurIPS 2023, with the adaptive target enhancement of
-    :func:`pat_mmdet.losses.ofa_loss`. In detection a branch takes the student's embedding (N, D)
-    of its sampled RoIs to logits (N, K): linear to the hidden width, batch norm, linear.
-    ``loss_ofa`` holds the branch's logits to the teacher's on the same RoIs, ``loss_kd`` the
-    student's final logits; the target class is the RoI's label, background included.
+    :func:`pat_mmdet.losses.ofa_loss`. Branches take the student's features to logits (N, K):
+    ``loss_ofa`` holds these to the teacher's, ``loss_kd`` the student's final logits; the target
+    class is the label (N,), background included. They are only there for training.
+
+    ``branch='stages'`` (classification): a branch for each stage, convolutions for maps,
+    transformer blocks for tokens, and ``loss_ofa`` is the sum. ``branch='embedding'`` (detection):
+    one branch on the embedding (N, D) of the sampled RoIs: linear to ``hidden_channels``, batch
+    norm, linear.
 
     The published detection code has the branch's term alone: its final term took
     the logarithm of a softmax, was NaN in half precision and had been switched off. Here both
@@ -29,45 +41,93 @@ class OFA(BaseMethod):
     Args:
         student (NetworkSpec): Shapes of the student.
         teacher (NetworkSpec): Shapes of the teacher.
-        eps (float): Exponent of the target enhancement in both terms: 1 is cross-entropy with
-            the teacher, more trusts the label more. 1.5 for detection, 1 for classification.
+        branch (str): ``'embedding'`` or ``'stages'``.
+        eps (float | Sequence[float]): Exponent of the target enhancement: 1 is cross-entropy with
+            the teacher, more trusts the label more. A sequence has one for each branch and one for
+            the final logits. 1.5 for detection, 1 for classification.
         temperature (float): Temperature of both distributions.
-        hidden_channels (int): Width inside the branch.
+        hidden_channels (int): Width inside the branch on the embedding.
         ofa_weight (float): Weight of ``loss_ofa``.
         kd_weight (float): Weight of ``loss_kd``.
+
+    Raises:
+        ValueError: If the branch is unknown or the number of exponents is wrong.
     """
 
-    needs = frozenset({"logits", "embedding"})
+    needs = frozenset({"features", "logits", "embedding"})
 
     def __init__(
         self,
         student: NetworkSpec,
         teacher: NetworkSpec,
-        eps: float = 1.0,
+        branch: str = "embedding",
+        eps: float | Sequence[float] = 1.0,
         temperature: float = 1.0,
         hidden_channels: int = 1024,
         ofa_weight: float = 1.0,
         kd_weight: float = 1.0,
     ) -> None:
         super().__init__(student, teacher)
-        self.eps = eps
+        if branch not in _BRANCHES:
+            raise ValueError(f"unknown branch {branch!r} of OFA; known: {', '.join(_BRANCHES)}")
+        self.branch = branch
         self.temperature = temperature
         self.ofa_weight = ofa_weight
         self.kd_weight = kd_weight
-        self.branch = nn.Sequential(
-            # Without a bias, since the norm would remove it.
-            nn.Linear(student.embedding, hidden_channels, bias=False),
-            nn.BatchNorm1d(hidden_channels),
-            nn.Linear(hidden_channels, teacher.num_classes),
-        )
+        num_classes = teacher.num_classes
+        if branch == "stages":
+            self.branches = _stage_branches(student, num_classes)
+        else:
+            self.branches = nn.ModuleList(
+                [_embedding_branch(student.embedding, hidden_channels, num_classes)]
+            )
+        count = len(self.branches) + 1
+        self.eps = [eps] * count if isinstance(eps, (int, float)) else list(eps)
+        if len(self.eps) != count:
+            raise ValueError(
+                f"OFA has {count - 1} branches and the final logits, so eps has to be one number "
+                f"or {count}, not {len(self.eps)}"
+            )
+
+    @classmethod
+    def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:
+        """Logits, and what the branches begin with."""
+        return frozenset({"logits", _BRANCHES.get(settings.get("branch"), "embedding")})
 
     def forward(self, student: View, teacher: View, prompted: Prompted) -> dict[str, Tensor]:
         """Gives ``loss_ofa`` and ``loss_kd``; arguments as in :class:`BaseMethod`."""
 
-        def loss(logits: Tensor) -> Tensor:
-            return ofa_loss(logits, teacher.logits, student.labels, self.eps, self.temperature)
+        def loss(logits: Tensor, eps: float) -> Tensor:
+            return ofa_loss(logits, teacher.logits, student.labels, eps, self.temperature)
 
+        starts = student.features if self.branch == "stages" else [student.embedding]
+        *branch_eps, final_eps = self.eps
+        of_branches = [
+            loss(branch(x), eps) for branch, x, eps in zip(self.branches, starts, branch_eps)
+        ]
         return {
-            "loss_ofa": self.ofa_weight * loss(self.branch(student.embedding)),
-            "loss_kd": self.kd_weight * loss(student.logits),
+            "loss_ofa": self.ofa_weight * sum(of_branches),
+            "loss_kd": self.kd_weight * loss(student.logits, final_eps),
         }
+
+
+def _embedding_branch(width: int, hidden_channels: int, num_classes: int) -> nn.Module:
+    """From embeddings (N, D) to logits."""
+    return nn.Sequential(
+        # Without a bias, since the norm would remove it.
+        nn.Linear(width, hidden_channels, bias=False),
+        nn.BatchNorm1d(hidden_channels),
+        nn.Linear(hidden_channels, num_classes),
+    )
+
+
+def _stage_branches(student: NetworkSpec, num_classes: int) -> nn.ModuleList:
+    """A branch for each stage, all as wide before the classifier as the last stage is."""
+    width, last, _ = student.features[-1]
+    count = len(student.features)
+    return nn.ModuleList(
+        TokenBranch(shape, max(count - 1 - i, 1), width, num_classes)
+        if student.tokens
+        else MapBranch(shape[0], round(math.log2(shape[1] / last)), width, num_classes)
+        for i, shape in enumerate(student.features)
+    )

@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pat_mmdet.layers import AdaptiveFeedbackPrompt, MapAligner, RegionAwareAttention
+from pat_mmdet.layers import (
+    AdaptiveFeedbackPrompt,
+    MapAligner,
+    RegionAwareAttention,
+    TokenAligner,
+)
 from pat_mmdet.losses import hcl_loss, kd_loss
 from pat_mmdet.methods.base import BaseMethod, Prompted
 from pat_mmdet.registry import METHODS
@@ -90,7 +95,12 @@ class PAT(BaseMethod):
             grid=raa_grid,
             dim=raa_dim,
         )
-        self.aligners = nn.ModuleList(MapAligner(raa_dim, shape[0]) for shape in teacher.features)
+        self.aligners = nn.ModuleList(
+            TokenAligner(raa_dim, raa_grid**2, shape[0], shape[1:])
+            if teacher.tokens
+            else MapAligner(raa_dim, shape[0])
+            for shape in teacher.features
+        )
         self.prompts = nn.ModuleDict(
             {
                 str(stage): AdaptiveFeedbackPrompt(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from urllib.parse import urlparse
@@ -19,7 +20,7 @@ def read_checkpoint(source: str) -> dict:
     """Reads a checkpoint on the CPU, with tensors and plain Python data only.
 
     Args:
-        source (str): Path or URL of a file written by ``torch.save``.
+        source (str): Path or URL of a file written by ``torch.save``, or of safetensors.
 
     Returns:
         dict: What the file holds.
@@ -32,6 +33,11 @@ def read_checkpoint(source: str) -> dict:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {source!r} does not exist; check the path")
     try:
+        if path.endswith(".safetensors"):
+            # A package of timm's, which detection does without.
+            from safetensors.torch import load_file
+
+            return load_file(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Torch's own message may recommend to switch the safety off; only its reason is useful.
@@ -83,7 +89,8 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
 
     Args:
         module (nn.Module): Takes the weights in place.
-        source (str): Path or URL of the checkpoint; weights lie under ``state_dict`` or on top.
+        source (str): Path or URL of the checkpoint; weights lie under ``state_dict``,
+            ``model`` or on top. Those of older versions of timm are renamed.
         allow_unused (Sequence[str]): Prefixes of keys that the module need not have; other keys
             it does not have are named in a warning.
 
@@ -93,8 +100,11 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
             number of keys and the first names are given.
     """
     checkpoint = read_checkpoint(source)
-    state = checkpoint.get("state_dict", checkpoint)
+    # Under "model" in the files of timm and of many authors.
+    state = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
     own = module.state_dict()
+    if not set(own) <= set(state):
+        state = _renamed_by_timm(module, state)
     # Files from before torch counted batches lack the counters, which nothing reads.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     reshaped = [
@@ -115,6 +125,19 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
     # Some layers convert older weights by the versions that are noted here.
     used._metadata = getattr(state, "_metadata", OrderedDict())
     load_state_dict(module, used, strict=False, logger="current")
+
+
+def _renamed_by_timm(module: nn.Module, state: dict) -> dict:
+    """Lets timm rename the weights that older versions of it saved under other names."""
+    network = getattr(module, "model", None)
+    rename = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if rename is None or not type(network).__module__.startswith("timm."):
+        return state
+    try:
+        return rename(dict(state), network)
+    except (KeyError, RuntimeError, AttributeError):
+        # Not of this architecture: the message about the keys says more.
+        return state
 
 
 def _first(names: Sequence[str], count: int = 5) -> str:

@@ -5,6 +5,6 @@ method = dict(
     ofa_weight=1.0,
     kd_weight=1.0,
     temperature=1.0,
-    detection=dict(eps=1.5, hidden_channels=1024),
-    classification=dict(eps=1.0),
+    detection=dict(branch="embedding", eps=1.5, hidden_channels=1024),
+    classification=dict(branch="stages", eps=1.0),
 )

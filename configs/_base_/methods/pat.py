@@ -10,4 +10,5 @@ method = dict(
     reg_weight=1.0,
     temperature=1.0,
     detection=dict(raa_grid=5, raa_dim=64),
+    classification=dict(raa_grid=4, raa_dim=512),
 )

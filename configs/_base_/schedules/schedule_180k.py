@@ -12,7 +12,7 @@ param_scheduler = [
 ]
 custom_hooks = [
     dict(
-        type="EMAHook",
+        type="StudentEMAHook",
         ema_type="ExponentialMovingAverage",
         momentum=0.001,
         update_buffers=True,

@@ -1,0 +1,224 @@
+"""Distilling a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from pat_mmdet.distillers.base import BaseDistiller
+from pat_mmdet.stages import Stage, backbone_stages
+from pat_mmdet.taps import Prompt, Prompter, Recorder
+from pat_mmdet.views import NetworkSpec, View
+
+
+@MODELS.register_module()
+class ClassificationDistiller(BaseDistiller):
+    """Distils between classifiers of mmpretrain, timm models in its ``TimmClassifier`` included.
+
+    Features are the outputs of the backbone's stages as maps, tokens without the class token.
+    Logits (B, K) and the embedding (B, D), what the last linear layer gets, are those of the
+    student's one training pass. With mixup or cutmix, labels are the stronger class.
+
+    Args:
+        student (dict): Config of the student, an mmpretrain classifier.
+        teacher (dict): Config of the teacher, an mmpretrain classifier.
+        method (dict): Config of the method.
+        teacher_checkpoint (str, optional): Path or URL of the teacher's weights.
+        student_stages (Sequence[dict], optional): The student's stages, a dict with the fields of
+            :class:`pat_mmdet.stages.Stage` for each; known for the usual backbones.
+        teacher_stages (Sequence[dict], optional): The teacher's stages.
+
+    Raises:
+        ValueError: If a path does not exist, or the stages of a network are not known.
+    """
+
+    task = "classification"
+
+    def __init__(
+        self,
+        student: dict,
+        teacher: dict,
+        method: dict,
+        teacher_checkpoint: str | None,
+        student_stages: Sequence[dict] | None = None,
+        teacher_stages: Sequence[dict] | None = None,
+    ) -> None:
+        self._stage_configs = (student_stages, teacher_stages)
+        super().__init__(student, teacher, method, teacher_checkpoint)
+
+    def _add_taps(self) -> None:
+        own, other = self._stage_configs
+        self._student_stages = self._stages(self.student, own, {"features"})
+        self._teacher_stages = self._stages(self.teacher, other, {"features", "prompted"})
+        _refuse_recomputation(self.student, self._student_stages)
+        _refuse_recomputation(self.teacher, self._teacher_stages)
+        self._recorder = _recorder(
+            self.student, self._student_stages, {"logits": (_loss_module(self.student), 0)}
+        )
+        # On the teacher's holder, which EMA's deep copy of this model shares.
+        self._frozen.recorder = _recorder(self.teacher, self._teacher_stages, {})
+        self._frozen.prompter = Prompter(
+            self.teacher, self._teacher_stages if "prompted" in self.needs else ()
+        )
+
+    def _stages(
+        self, network: nn.Module, configs: Sequence[dict] | None, for_needs: set[str]
+    ) -> tuple[Stage, ...]:
+        """The stages of a network, if the method reads any of them."""
+        if not self.needs & for_needs:
+            return ()
+        if configs is not None:
+            return tuple(Stage(**cfg) for cfg in configs)
+        name = "model" if hasattr(network, "model") else "backbone"
+        return backbone_stages(getattr(network, name), name)
+
+    def _find_shapes(self, image: Tensor) -> tuple[NetworkSpec, NetworkSpec]:
+        entries: dict[int, tuple[int, int, int]] = {}
+
+        def note(index: int, x: Tensor) -> Tensor:
+            entries[index] = tuple(x.shape[1:])
+            return x
+
+        with self._frozen.prompter.prompting(note):
+            teacher = self._teacher_view(image)
+        with self._recorder.recording() as records:
+            logits = self.student(image, mode="tensor")
+        student = _view(self._student_stages, {**records, "logits": [logits]})
+        return (
+            _spec(student, self._student_stages),
+            _spec(
+                teacher,
+                self._teacher_stages,
+                stage_inputs=tuple(entries[i] for i in sorted(entries)),
+                stage_features=tuple(range(len(entries))),
+            ),
+        )
+
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
+        """Computes the student's own loss and the method's.
+
+        Args:
+            inputs (Tensor): Normalised images (B, 3, H, W), mixed if the student's preprocessor
+                mixes them.
+            data_samples (list[DataSample]): Their labels or class scores.
+
+        Returns:
+            dict[str, Tensor]: All losses by name.
+        """
+        with self._recorder.recording() as records:
+            losses = self.student(inputs, data_samples, mode="loss")
+
+        def distill() -> dict[str, Tensor]:
+            student = _view(self._student_stages, records)
+            _add_targets(student, data_samples, "indices" in self.needs)
+            images = self._renormalised(inputs)
+            with torch.no_grad():
+                teacher = self._teacher_view(images)
+
+            def prompted(prompt: Prompt) -> View:
+                with self._frozen.prompter.prompting(prompt):
+                    return self._teacher_view(images)
+
+            return self.distill(student, teacher, prompted)
+
+        losses.update(self._weighted(distill))
+        return losses
+
+    def _teacher_view(self, images: Tensor) -> View:
+        """Runs the parts of the teacher that the method asked for."""
+        with self._frozen.recorder.recording() as records:
+            if self.needs & {"logits", "teacher_logits", "embedding"}:
+                records["logits"] = [self.teacher(images, mode="tensor")]
+            else:
+                self.teacher.extract_feat(images)
+        return _view(self._teacher_stages, records)
+
+
+def _recorder(
+    network: nn.Module, stages: Sequence[Stage], inputs: dict[str, tuple[str, int]]
+) -> Recorder:
+    """Taps the ends of the stages, what the classifier gets, and what else is asked for."""
+    outputs = {f"stage{i}": stage.end for i, stage in enumerate(stages)}
+    sizes = {
+        f"size{i}": (stage.end, 1)
+        for i, stage in enumerate(stages)
+        if stage.layout == "NLC" and stage.grid is None
+    }
+    embedding = {"embedding": (_classifier(network), 0)}
+    return Recorder(network, {**embedding, **sizes, **inputs}, outputs)
+
+
+def _view(stages: Sequence[Stage], records: dict[str, list]) -> View:
+    """Makes a view of what was recorded in one pass."""
+    features = []
+    for i, stage in enumerate(stages):
+        size = records.get(f"size{i}", [None])[0]
+        features.append(stage.to_map(records[f"stage{i}"][0], (None, size))[0])
+    fields = {name: records[name][0] for name in ("logits", "embedding") if name in records}
+    return View(features, **fields)
+
+
+def _spec(view: View, stages: Sequence[Stage], **inputs: tuple) -> NetworkSpec:
+    """Describes a network by the view of a dry run."""
+    return NetworkSpec(
+        features=tuple(tuple(x.shape[1:]) for x in view.features),
+        num_classes=None if view.logits is None else view.logits.shape[1],
+        embedding=None if view.embedding is None else view.embedding.shape[1],
+        tokens=any(stage.layout != "NCHW" for stage in stages),
+        **inputs,
+    )
+
+
+def _add_targets(view: View, data_samples: list, indices: bool) -> None:
+    """Puts the labels into a student's view, and the images' places in the data set."""
+    device = view.logits.device
+    if "gt_score" in data_samples[0]:
+        view.soft_labels = torch.stack([sample.gt_score for sample in data_samples]).to(device)
+        view.labels = view.soft_labels.argmax(1)
+    else:
+        view.labels = torch.cat([sample.gt_label for sample in data_samples]).to(device)
+    if indices:
+        view.indices = torch.tensor([sample.sample_idx for sample in data_samples], device=device)
+
+
+def _classifier(network: nn.Module) -> str:
+    """Finds the path of the last linear layer, which makes the logits.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    linear = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(("head.", "model."))
+    ]
+    if hasattr(network, "model"):
+        classifier = network.model.get_classifier()
+        linear = [name for name in linear if network.get_submodule(name) is classifier]
+    if not linear:
+        raise ValueError(
+            f"{type(network).__name__} has no linear classifier in its head; give num_classes in "
+            "its config"
+        )
+    return linear[-1]
+
+
+def _loss_module(network: nn.Module) -> str:
+    """The path of the loss of an mmpretrain classifier."""
+    return "loss_module" if hasattr(network, "loss_module") else "head.loss_module"
+
+
+def _refuse_recomputation(network: nn.Module, stages: Sequence[Stage]) -> None:
+    """Refuses activation checkpointing in timm models, under which hooks fire twice or never.
+
+    Raises:
+        ValueError: If it is on and the network is tapped.
+    """
+    if stages and getattr(network, "with_cp", False) and hasattr(network, "model"):
+        raise ValueError(
+            "with_cp=True of TimmClassifier runs parts of the network a second time, past the "
+            "hooks that read its features; leave it out, or take a method on logits alone"
+        )
