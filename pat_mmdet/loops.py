@@ -1,4 +1,4 @@
-"""A training loop whose random numbers depend on the step alone, so that a run can be resumed.
+"""Training loops whose random numbers depend on the step alone, so that a run can be resumed.
 
 The augmentation of a sample is seeded by its place in the order of samples, and a step by its
 number. A resumed run therefore draws what an unbroken one would have drawn, with any number of
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.registry import LOOPS
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, Dataset
 
 # Separates the seeds of steps from those of samples.
@@ -38,7 +38,7 @@ class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
 
     def __init__(self, runner: Runner, dataloader: dict, **kwargs: Any) -> None:
         self._dataloader_cfg = dataloader
-        super().__init__(runner, _resumable_loader(runner, dataloader, first_batch=0), **kwargs)
+        super().__init__(runner, _resumable_loader(runner, dataloader), **kwargs)
 
     def run(self) -> torch.nn.Module:
         """Trains from the current iteration to the last."""
@@ -53,17 +53,47 @@ class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
         super().run_iter(data_batch)
 
 
+@LOOPS.register_module()
+class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
+    """An ``EpochBasedTrainLoop`` that goes on after a resume as if it had not been interrupted.
+
+    It is resumed at the beginning of an epoch.
+
+    Args:
+        runner (Runner): The runner.
+        dataloader (dict): Config of the training data loader.
+        **kwargs: Arguments of mmengine's ``EpochBasedTrainLoop``.
+    """
+
+    def __init__(self, runner: Runner, dataloader: dict, **kwargs: Any) -> None:
+        super().__init__(runner, _resumable_loader(runner, dataloader, endless=False), **kwargs)
+
+    def run_epoch(self) -> None:
+        """Trains for an epoch."""
+        self.dataloader.batch_sampler.first_batch = self._iter
+        super().run_epoch()
+
+    def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
+        """Seeds all random generators by the step, then trains on a batch."""
+        _seed_all((_STEP, self.runner.seed, get_rank(), self._iter))
+        super().run_iter(idx, data_batch)
+
+
 def _after_skipping(steps: int, batches: Iterator) -> Iterator:
     """Gives ``None`` for the steps that mmengine's loop takes and drops, then the batches."""
     yield from (None for _ in range(steps))
     yield from batches
 
 
-def _resumable_loader(runner: Runner, cfg: dict, first_batch: int) -> DataLoader:
+def _resumable_loader(
+    runner: Runner, cfg: dict, first_batch: int = 0, endless: bool = True
+) -> DataLoader:
     """Builds the data loader of a config with seeded samples, from a batch on."""
     diff_rank_seed = runner._randomness_cfg.get("diff_rank_seed", False)
     loader = runner.build_dataloader(cfg, seed=runner.seed, diff_rank_seed=diff_rank_seed)
-    batches = _SeededBatches(loader.batch_sampler, (_SAMPLE, runner.seed, get_rank()), first_batch)
+    seed = (_SAMPLE, runner.seed, get_rank())
+    kind = _EndlessBatches if endless else _EpochBatches
+    batches = kind(loader.batch_sampler, seed, first_batch)
     return DataLoader(
         _SeededDataset(loader.dataset),
         batch_sampler=batches,
@@ -78,10 +108,10 @@ def _resumable_loader(runner: Runner, cfg: dict, first_batch: int) -> DataLoader
 
 
 class _SeededBatches:
-    """An endless batch sampler whose items carry the seed of their augmentation.
+    """A batch sampler whose items carry the seed of their augmentation.
 
     Args:
-        batch_sampler (Iterable): Gives lists of dataset indices; restarted when it ends.
+        batch_sampler (Iterable): Gives lists of dataset indices.
         seed (tuple[int, ...]): Seed of all samples.
         first_batch (int): The number of the first batch to give.
     """
@@ -89,8 +119,27 @@ class _SeededBatches:
     def __init__(self, batch_sampler: Any, seed: tuple[int, ...], first_batch: int) -> None:
         self.batch_sampler = batch_sampler
         self.sampler = batch_sampler.sampler
+        self.first_batch = first_batch
         self._seed = seed
-        self._first_batch = first_batch
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def _items(self, indices: Sequence[int], number: int) -> list[tuple[int, tuple[int, ...]]]:
+        """The items of a batch, by its number."""
+        return [(index, (*self._seed, number, i)) for i, index in enumerate(indices)]
+
+
+class _EpochBatches(_SeededBatches):
+    """The batches of one epoch."""
+
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+        for number, indices in enumerate(self.batch_sampler, self.first_batch):
+            yield self._items(indices, number)
+
+
+class _EndlessBatches(_SeededBatches):
+    """The batches of all epochs from the first one on; those before the first are skipped."""
 
     def __iter__(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
         number = 0
@@ -98,8 +147,8 @@ class _SeededBatches:
         while True:
             start = number
             for indices in self.batch_sampler:
-                if number >= self._first_batch:
-                    yield [(index, (*self._seed, number, i)) for i, index in enumerate(indices)]
+                if number >= self.first_batch:
+                    yield self._items(indices, number)
                 number += 1
             if number == start:
                 raise RuntimeError(
@@ -109,9 +158,6 @@ class _SeededBatches:
             epoch += 1
             if hasattr(self.sampler, "set_epoch"):
                 self.sampler.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self.batch_sampler)
 
 
 class _SeededDataset(Dataset):

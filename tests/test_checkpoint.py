@@ -297,7 +297,12 @@ def restore_scope():
     init_default_scope("mmdet")
 
 
-def runner(folder, max_iters=6, name="toy", hook="SafeCheckpointHook", ema=True, **options):
+def runner(
+    folder, max_iters=6, name="toy", hook="SafeCheckpointHook", ema=True, epochs=None, **options
+):
+    train_cfg = dict(type="ResumableIterBasedTrainLoop", max_iters=max_iters, val_interval=2)
+    if epochs is not None:
+        train_cfg = dict(type="ResumableEpochBasedTrainLoop", max_epochs=epochs)
     hooks = [dict(type="EMAHook", momentum=0.1, update_buffers=True)] if ema else []
     loader = dict(
         dataset=Noise(),
@@ -311,7 +316,7 @@ def runner(folder, max_iters=6, name="toy", hook="SafeCheckpointHook", ema=True,
         str(folder),
         train_dataloader=loader,
         val_dataloader=dict(loader, sampler=dict(type="DefaultSampler", shuffle=False)),
-        train_cfg=dict(type="ResumableIterBasedTrainLoop", max_iters=max_iters, val_interval=2),
+        train_cfg=train_cfg,
         val_cfg=dict(type="ValLoop"),
         val_evaluator=Evaluator(Score()),
         optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9)),
@@ -319,11 +324,15 @@ def runner(folder, max_iters=6, name="toy", hook="SafeCheckpointHook", ema=True,
         default_hooks=dict(
             logger=dict(type="LoggerHook", interval=1),
             checkpoint=dict(
-                type=hook, by_epoch=False, interval=2, save_best="score", rule="greater"
+                type=hook,
+                by_epoch=epochs is not None,
+                interval=2 if epochs is None else 1,
+                save_best="score",
+                rule="greater",
             ),
         ),
         custom_hooks=hooks,
-        log_processor=dict(by_epoch=False),
+        log_processor=dict(by_epoch=epochs is not None),
         default_scope="mmengine",
         randomness=dict(seed=7),
         experiment_name=f"{name}_{folder.name}",
@@ -380,6 +389,23 @@ def test_resumed_training_equals_the_unbroken_one(toy, tmp_path):
     assert not torch.equal(
         first["distill_resume_state"][0]["last"], second["distill_resume_state"][0]["last"]
     )
+
+
+def test_training_by_epochs_resumes_exactly_too(tmp_path, restore_scope):
+    whole = runner(tmp_path, name="epochs", epochs=3)
+    whole.train()
+    assert whole.iter == 9 and len(whole.train_dataloader.dataset.read) == 15
+    orders = [whole.train_dataloader.dataset.read[i : i + 5] for i in (0, 5, 10)]
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
+    assert len({tuple(order) for order in orders}) > 1, "each epoch has its own order"
+    checkpoint = str(tmp_path / "epoch_2.pth")
+    resumed = runner(tmp_path, name="resumed", epochs=3, resume=True, load_from=checkpoint)
+    resumed.train()
+    assert resumed.train_dataloader.dataset.read == orders[2]
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
+    first, again = (history(made, "train/loss").data[0] for made in (whole, resumed))
+    assert len(first) == 9 and len(set(first)) > 4 and np.array_equal(first, again)
 
 
 def test_the_method_gets_its_state_only_when_resuming(toy, tmp_path):
