@@ -31,24 +31,40 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _small_swin(variant: str, embed_dim: int, pretrained: bool, **kwargs: Any) -> SwinTransformer:
-    shape = dict(
-        patch_size=4,
-        window_size=7,
-        embed_dim=embed_dim,
-        depths=(2, 2, 2, 2),
-        num_heads=(2, 4, 8, 16),
-    )
-    return _create_swin_transformer(variant, pretrained=pretrained, **{**shape, **kwargs})
+_WIDTHS = {"swin_nano_patch4_window7_224": 64, "swin_pico_patch4_window7_224": 48}
+
+
+def _settings(name: str) -> dict[str, Any]:
+    """What makes these networks of timm's Swin."""
+    return dict(embed_dim=_WIDTHS[name], depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16))
+
+
+def plain_settings(name: str) -> dict[str, Any]:
+    """Expresses a network of this module by one that timm has.
+
+    Args:
+        name (str): Name of a timm model.
+
+    Returns:
+        dict: ``model_name`` and arguments of ``timm.create_model``; empty for timm's own models.
+    """
+    if name not in _WIDTHS:
+        return {}
+    return dict(model_name="swin_tiny_patch4_window7_224", **_settings(name))
+
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> SwinTransformer:
+    settings = dict(patch_size=4, window_size=7, **_settings(name))
+    return _create_swin_transformer(name, pretrained=pretrained, **{**settings, **kwargs})
 
 
 @register_model
 def swin_nano_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
     """Swin-N(ano): width 64, two blocks in each stage."""
-    return _small_swin("swin_nano_patch4_window7_224", 64, pretrained, **kwargs)
+    return _create("swin_nano_patch4_window7_224", pretrained, **kwargs)
 
 
 @register_model
 def swin_pico_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> SwinTransformer:
     """Swin-P(ico): width 48, two blocks in each stage."""
-    return _small_swin("swin_pico_patch4_window7_224", 48, pretrained, **kwargs)
+    return _create("swin_pico_patch4_window7_224", pretrained, **kwargs)

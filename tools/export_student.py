@@ -1,17 +1,24 @@
-"""Writes a trained student as weights and a config that plain MMDetection runs."""
+"""Writes a trained student as weights and a config that plain MMDetection or mmpretrain runs.
+
+The weights of a timm student also load with ``timm.create_model(..., checkpoint_path=...)``.
+"""
 
 import argparse
 from pathlib import Path
 
 import torch
-from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 
 from pat_mmdet.backbones import HeadlessMobileNetV2
 from pat_mmdet.datasets import CheckedCocoDataset, LoadImageOrSkip
-from pat_mmdet.hooks import SafeCheckpointHook, TolerantVisualizationHook
-from pat_mmdet.loops import ResumableIterBasedTrainLoop
+from pat_mmdet.hooks import (
+    DistillWeightHook,
+    SafeCheckpointHook,
+    StudentEMAHook,
+    TolerantVisualizationHook,
+)
+from pat_mmdet.loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
 from pat_mmdet.utils import load_config, load_weights, read_checkpoint, student_model
 from pat_mmdet.utils.cli import add_cfg_options
 from pat_mmdet.utils.errors import clear_errors
@@ -22,8 +29,10 @@ PLAIN_NAMES = {
         CheckedCocoDataset,
         HeadlessMobileNetV2,
         LoadImageOrSkip,
+        ResumableEpochBasedTrainLoop,
         ResumableIterBasedTrainLoop,
         SafeCheckpointHook,
+        StudentEMAHook,
         TolerantVisualizationHook,
     )
 }
@@ -57,6 +66,9 @@ def plain_config(cfg: Config) -> Config:
     others = [module for module in imports if module.split(".")[0] != "pat_mmdet"]
     if others:
         plain["custom_imports"] = dict(imports=others)
+    # It has no meaning without a method.
+    hooks = plain.get("custom_hooks", [])
+    plain["custom_hooks"] = [item for item in hooks if item["type"] != DistillWeightHook.__name__]
     return Config(_plain(plain))
 
 
@@ -65,6 +77,11 @@ def _plain(value: object) -> object:
         node = {key: _plain(item) for key, item in value.items()}
         if isinstance(node.get("type"), str):
             node["type"] = PLAIN_NAMES.get(node["type"], node["type"])
+        if node.get("type") == "TimmClassifier":
+            # Only there, as detection does without timm.
+            from pat_mmdet.timm_models import plain_settings
+
+            node.update(plain_settings(node["model_name"]))
         return node
     if isinstance(value, (list, tuple)):
         return type(value)(_plain(item) for item in value)

@@ -4,9 +4,9 @@ import argparse
 from copy import deepcopy
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
-from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
+from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from pat_mmdet.utils import (
@@ -64,14 +64,17 @@ def choose_model(cfg: Config, args: argparse.Namespace) -> str:
     return checkpoint
 
 
+def is_classification(cfg: Config) -> bool:
+    """Tells whether a config is for mmpretrain."""
+    return cfg.get("default_scope") == "mmpretrain"
+
+
 def add_tta(cfg: Config) -> None:
     """Wraps the model for test-time augmentation, by flipping unless the config says more."""
+    boxes = dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100)
+    wrapper = dict(type="DetTTAModel", tta_cfg=boxes)
     cfg.setdefault(
-        "tta_model",
-        dict(
-            type="DetTTAModel",
-            tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
-        ),
+        "tta_model", dict(type="AverageClsScoreTTA") if is_classification(cfg) else wrapper
     )
     if "tta_pipeline" not in cfg:
         *head, pack = deepcopy(cfg.test_dataloader.dataset.pipeline)
@@ -88,6 +91,16 @@ def add_tta(cfg: Config) -> None:
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
+def draw(cfg: Config, args: argparse.Namespace) -> None:
+    """Switches the drawing of predictions on."""
+    if not is_classification(cfg):
+        trigger_visualization_hook(cfg, args)
+        return
+    cfg.default_hooks.visualization.update(
+        enable=True, interval=1, show=args.show, out_dir=args.show_dir, wait_time=args.wait_time
+    )
+
+
 def main() -> None:
     """Tests as the command line says."""
     args = parse_args()
@@ -99,14 +112,16 @@ def main() -> None:
         # Otherwise the runner would load its own over the checkpoint under test.
         cfg.load_from, cfg.resume = None, False
         if args.show or args.show_dir:
-            cfg = trigger_visualization_hook(cfg, args)
+            draw(cfg, args)
         if args.tta:
             add_tta(cfg)
         runner = Runner.from_cfg(cfg)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         load_weights(model.module if args.tta else model, checkpoint, allow_unused=("distill.",))
         if args.out is not None:
-            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+            dump = "DumpResults" if is_classification(cfg) else "DumpDetResults"
+            metric = METRICS.build(dict(type=dump, out_file_path=args.out))
+            runner.test_evaluator.metrics.append(metric)
         runner.test()
 
 

@@ -178,26 +178,36 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
 
 
 def _bind_data(cfg: Config) -> None:
-    """Carries ``data_root`` and ``classes`` to loaders, evaluators and heads.
+    """Carries ``data_root`` and ``classes`` to loaders, evaluators and heads, where they are set.
 
     A value that is in use in one of these places already is not carried to the others: they were
     set on purpose.
     """
-    if "data_root" not in cfg or "classes" not in cfg:
-        return
-    # A single name of the command line is a string.
-    cfg.classes = (cfg.classes,) if isinstance(cfg.classes, str) else tuple(cfg.classes)
     loaders = {name: cfg.get(f"{name}_dataloader") for name in ("train", "val", "test")}
     datasets = [
         node
         for loader in loaders.values()
         if loader is not None
         for node in _walk(loader.dataset)
-        if "ann_file" in node
+        if "ann_file" in node or "data_root" in node
     ]
-    if all(node.get("data_root") != cfg.data_root for node in datasets):
+    if "data_root" in cfg and all(node.get("data_root") != cfg.data_root for node in datasets):
         for node in datasets:
             node.data_root = cfg.data_root
+    if "classes" in cfg:
+        _bind_classes(cfg, datasets)
+    for name in ("val", "test"):
+        dataset = (loaders[name] or {}).get("dataset", {})
+        evaluators = cfg.get(f"{name}_evaluator") or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            if "ann_file" in evaluator and "ann_file" in dataset:
+                evaluator.ann_file = os.path.join(dataset.get("data_root", ""), dataset.ann_file)
+
+
+def _bind_classes(cfg: Config, datasets: list[dict]) -> None:
+    """Carries ``classes`` to data sets and heads."""
+    # A single name of the command line is a string.
+    cfg.classes = (cfg.classes,) if isinstance(cfg.classes, str) else tuple(cfg.classes)
     if all(tuple(node.get("metainfo", {}).get("classes", ())) != cfg.classes for node in datasets):
         for node in datasets:
             node.metainfo = {**node.get("metainfo", {}), "classes": cfg.classes}
@@ -205,12 +215,6 @@ def _bind_data(cfg: Config) -> None:
     if all(node.num_classes != len(cfg.classes) for node in heads):
         for node in heads:
             node.num_classes = len(cfg.classes)
-    for name in ("val", "test"):
-        dataset = (loaders[name] or {}).get("dataset", {})
-        evaluators = cfg.get(f"{name}_evaluator") or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-            if "ann_file" in evaluator and "ann_file" in dataset:
-                evaluator.ann_file = os.path.join(dataset.get("data_root", ""), dataset.ann_file)
 
 
 def _walk(node: dict) -> Iterator[dict]:
