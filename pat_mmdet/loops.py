@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, Dataset
 
 # Separates the seeds of steps from those of samples.
@@ -42,6 +42,8 @@ class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
 
     def run(self) -> torch.nn.Module:
         """Trains from the current iteration to the last."""
+        if self._iter >= self._max_iters:
+            return _evaluate_finished(self)
         if self._iter > 0:
             self.dataloader = _resumable_loader(self.runner, self._dataloader_cfg, self._iter)
             self.dataloader_iterator = _after_skipping(self._iter, iter(self.dataloader))
@@ -68,6 +70,12 @@ class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
     def __init__(self, runner: Runner, dataloader: dict, **kwargs: Any) -> None:
         super().__init__(runner, _resumable_loader(runner, dataloader, endless=False), **kwargs)
 
+    def run(self) -> torch.nn.Module:
+        """Trains from the current epoch to the last."""
+        if self._epoch >= self._max_epochs:
+            return _evaluate_finished(self)
+        return super().run()
+
     def run_epoch(self) -> None:
         """Trains for an epoch."""
         self.dataloader.batch_sampler.first_batch = self._iter
@@ -77,6 +85,13 @@ class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
         """Seeds all random generators by the step, then trains on a batch."""
         _seed_all((_STEP, self.runner.seed, get_rank(), self._iter))
         super().run_iter(idx, data_batch)
+
+
+def _evaluate_finished(loop: BaseLoop) -> torch.nn.Module:
+    """Evaluates a training that had come to its end, in case it was stopped while evaluating."""
+    if loop.runner.val_loop is not None:
+        loop.runner.val_loop.run()
+    return loop.runner.model
 
 
 def _after_skipping(steps: int, batches: Iterator) -> Iterator:
@@ -92,7 +107,7 @@ def _resumable_loader(
     diff_rank_seed = runner._randomness_cfg.get("diff_rank_seed", False)
     loader = runner.build_dataloader(cfg, seed=runner.seed, diff_rank_seed=diff_rank_seed)
     seed = (_SAMPLE, runner.seed, get_rank())
-    kind = _EndlessBatches if endless else _EpochBatches
+    kind = _SeededBatches if endless else _SeededEpoch
     batches = kind(loader.batch_sampler, seed, first_batch)
     return DataLoader(
         _SeededDataset(loader.dataset),
@@ -108,10 +123,10 @@ def _resumable_loader(
 
 
 class _SeededBatches:
-    """A batch sampler whose items carry the seed of their augmentation.
+    """An endless batch sampler whose items carry the seed of their augmentation.
 
     Args:
-        batch_sampler (Iterable): Gives lists of dataset indices.
+        batch_sampler (Iterable): Gives lists of dataset indices; restarted when it ends.
         seed (tuple[int, ...]): Seed of all samples.
         first_batch (int): The number of the first batch to give.
     """
@@ -121,25 +136,6 @@ class _SeededBatches:
         self.sampler = batch_sampler.sampler
         self.first_batch = first_batch
         self._seed = seed
-
-    def __len__(self) -> int:
-        return len(self.batch_sampler)
-
-    def _items(self, indices: Sequence[int], number: int) -> list[tuple[int, tuple[int, ...]]]:
-        """The items of a batch, by its number."""
-        return [(index, (*self._seed, number, i)) for i, index in enumerate(indices)]
-
-
-class _EpochBatches(_SeededBatches):
-    """The batches of one epoch."""
-
-    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
-        for number, indices in enumerate(self.batch_sampler, self.first_batch):
-            yield self._items(indices, number)
-
-
-class _EndlessBatches(_SeededBatches):
-    """The batches of all epochs from the first one on; those before the first are skipped."""
 
     def __iter__(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
         number = 0
@@ -158,6 +154,21 @@ class _EndlessBatches(_SeededBatches):
             epoch += 1
             if hasattr(self.sampler, "set_epoch"):
                 self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def _items(self, indices: Sequence[int], number: int) -> list[tuple[int, tuple[int, ...]]]:
+        """The items of a batch, by its number."""
+        return [(index, (*self._seed, number, i)) for i, index in enumerate(indices)]
+
+
+class _SeededEpoch(_SeededBatches):
+    """The same for the batches of one epoch, the first of which has the number given."""
+
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+        for number, indices in enumerate(self.batch_sampler, self.first_batch):
+            yield self._items(indices, number)
 
 
 class _SeededDataset(Dataset):

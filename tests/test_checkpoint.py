@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 from collections import Counter
@@ -389,6 +390,28 @@ def test_resumed_training_equals_the_unbroken_one(toy, tmp_path):
     assert not torch.equal(
         first["distill_resume_state"][0]["last"], second["distill_resume_state"][0]["last"]
     )
+
+
+@pytest.mark.parametrize("epochs", [None, 3])
+def test_a_finished_training_is_evaluated_again_when_resumed(epochs, tmp_path, restore_scope):
+    """It may have been stopped in its last evaluation."""
+    runner(tmp_path, epochs=epochs).train()
+    checkpoint = str(tmp_path / ("iter_6.pth" if epochs is None else "epoch_3.pth"))
+    again = runner(tmp_path, name="again", epochs=epochs, resume=True, load_from=checkpoint)
+    before = {key: value.clone() for key, value in again.model.state_dict().items()}
+    again.train()
+    assert again.message_hub.get_scalar("val/score").data[0][-1] == 0.25
+    assert again.train_dataloader.dataset.read == []
+    entries = [
+        json.loads(line)
+        for file in (tmp_path / again.timestamp).glob("vis_data/*.json")
+        for line in file.read_text().splitlines()
+    ]
+    assert any(entry.get("score") == 0.25 for entry in entries)
+    trained = torch.load(checkpoint, weights_only=True)["ema_state_dict"]
+    after = again.model.state_dict()
+    assert all(torch.equal(trained[f"module.{key}"], value) for key, value in after.items())
+    assert before.keys() == after.keys()
 
 
 def test_training_by_epochs_resumes_exactly_too(tmp_path, restore_scope):

@@ -367,7 +367,7 @@ def test_overlay_applies_to_the_digits_pair(name):
     small = {"model.method.input_size": (64, 64), "model.teacher_checkpoint": None}
     small = load_config(str(ROOT / PAIR), small, name)
     if name == "crd":
-        with pytest.raises(ValueError, match="CRD keeps a memory .*--method rkd or cc"):
+        with pytest.raises(ValueError, match=r"CRD keeps a memory .*--method rkd or cc"):
             build(small)
         return
     model = build(small)

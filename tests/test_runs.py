@@ -30,7 +30,7 @@ def test_nothing_there(tmp_path):
     training = Training(tmp_path / "none", 6)
     assert training.scalars() == [] and training.metrics() is None and not training.done()
     assert training.progress() == 0 and math.isnan(training.seconds())
-    assert training.resume_flags() == ["--resume"] and read_record(training.folder) == {}
+    assert read_record(training.folder) == {}
 
 
 def test_resumed_training_with_a_line_that_was_cut(tmp_path):
@@ -51,25 +51,6 @@ def test_a_checkpoint_that_was_not_evaluated_is_not_done(tmp_path):
     for number in (3, 6):
         (tmp_path / f"iter_{number}.pth").touch()
     assert not Training(tmp_path, 6).done()
-
-
-@pytest.mark.parametrize(
-    ("last", "there", "flags"),
-    [
-        (None, [], ["--resume"]),
-        (3, [3], ["--resume"]),
-        (3, [3, 12], ["--resume"]),
-        (12, [9, 10, 12], ["--resume", "iter_10.pth"]),
-        (12, [12], []),
-    ],
-)
-def test_resuming_leaves_steps_before_the_last_evaluation(tmp_path, last, there, flags):
-    for number in there:
-        (tmp_path / f"iter_{number}.pth").touch()
-    if last is not None:
-        (tmp_path / "last_checkpoint").write_text(f"/elsewhere/iter_{last}.pth")
-    expected = [str(tmp_path / flag) if flag.endswith(".pth") else flag for flag in flags]
-    assert Training(tmp_path, 12).resume_flags() == expected
 
 
 def test_training_by_epochs(tmp_path):

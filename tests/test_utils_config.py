@@ -473,7 +473,13 @@ def test_errors_of_the_tools_are_ours(monkeypatch, tmp_path):
     cfg = pair(work_dir=str(tmp_path))
     cfg.pop("auto_scale_lr")
     args = SimpleNamespace(
-        config="c.py", work_dir=None, method=None, amp=False, auto_scale_lr=True, resume=None
+        config="c.py",
+        work_dir=None,
+        method=None,
+        settings=None,
+        amp=False,
+        auto_scale_lr=True,
+        resume=None,
     )
     line = ends_with(lambda: train["apply_flags"](cfg, args))
     assert line.startswith("error: config 'c.py' does not say what batch")

@@ -51,8 +51,7 @@ class Run:
             return
         print(f"[demo] {self.title}: training, logs in {self.training.folder}", flush=True)
         run_tool(
-            "train.py", self.config, "--work-dir", self.training.folder,
-            *self.training.resume_flags(),
+            "train.py", self.config, "--work-dir", self.training.folder, "--resume",
             "--cfg-options", *(f"{key}={value}" for key, value in self.options.items()),
         )  # fmt: skip
 

@@ -52,7 +52,7 @@ class Job:
         title (str): Its name in messages.
         cfg (Config): Its config, options applied.
         training (Training): Its work dir and length.
-        command (list[str]): What runs it, but for the flags to resume.
+        command (list[str]): What runs it, or goes on with it.
         record (dict): What decides its result, for ``run.json``.
         teacher (Training, optional): A training that must be done before.
         process (subprocess.Popen, optional): The training, once started.
@@ -68,10 +68,10 @@ class Job:
     process: subprocess.Popen | None = None
     lock: IO | None = None
 
-    def shown(self, flags: list[str]) -> str:
-        """The command for people and shells; flags to resume go before the options."""
-        place = self.command.index("--cfg-options")
-        return shlex.join([*self.command[:place], *flags, *self.command[place:]])
+    @property
+    def line(self) -> str:
+        """str: The command for people and shells."""
+        return shlex.join(self.command)
 
     def check_folder(self) -> None:
         """Checks that the folder holds no training with other settings.
@@ -99,7 +99,7 @@ class Job:
         if self.training.done():
             self.lock.close()
             return "done already"
-        command = self.shown(self.training.resume_flags())
+        command = self.line
         note = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": command,
@@ -223,7 +223,7 @@ def make_job(table: Table, cell: Cell, seed: int, args: argparse.Namespace) -> J
         "options": given,
         "length": [training.steps, training.unit],
     }
-    command += ["--cfg-options", *options, *given]
+    command += ["--resume", "--cfg-options", *options, *given]
     return Job(f"{table.name} {cell.name} seed {seed}", cfg, training, command, record, teacher)
 
 
@@ -317,7 +317,7 @@ def show_list(tables: list[Table], args: argparse.Namespace) -> None:
         for job in plan(table, args):
             numbers = cells[job.record["cell"]].published_text or "none"
             print(f"\n{job.record['cell']}, seed {job.record['seed']}; published: {numbers}")
-            print(f"    {job.shown(['--resume'])}")
+            print(f"    {job.line}")
         print()
 
 

@@ -100,21 +100,6 @@ class Training:
         count = self.steps if self.unit == "iter" else logged[-1]["step"]
         return sum(entry["time"] for entry in logged) / len(logged) * count
 
-    def resume_flags(self) -> list[str]:
-        """Flags with which tools/train.py goes on with this training, or begins it.
-
-        After a kill in the last evaluation the last checkpoint leaves no step to train, and the
-        evaluation would never be made up for: the steps from the checkpoint before are repeated.
-        """
-        note = self.folder / "last_checkpoint"
-        if not note.is_file() or Path(note.read_text().strip()).name != self.checkpoint.name:
-            return ["--resume"]
-        steps = (path.stem.rpartition("_")[2] for path in self.folder.glob(f"{self.unit}_*.pth"))
-        earlier = [int(step) for step in steps if step.isdigit() and int(step) < self.steps]
-        if not earlier:
-            return []
-        return ["--resume", str(self.folder / f"{self.unit}_{max(earlier)}.pth")]
-
     def _steps(self) -> list[dict]:
         return [entry for entry in self.scalars() if "loss" in entry and "time" in entry]
 
