@@ -25,7 +25,7 @@ table-demo: env
 	$(VENV_PYTHON) tools/reproduce.py --table digits --collect $(ARGS) && exit $$code
 
 test: lint
-	$(VENV_PYTHON) -m pytest $(ARGS)
+	$(VENV_PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: env
 	$(VENV_PYTHON) -m ruff check .

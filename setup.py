@@ -40,7 +40,7 @@ setup(
         "mm": MM,
         "classification": CLASSIFICATION,
         "demo": DEMO,
-        "test": [*DEMO, "pytest", "ruff"],
+        "test": [*DEMO, "pytest", "pytest-xdist", "ruff"],
         "all": [*MM, *CLASSIFICATION, *DEMO],
     },
 )

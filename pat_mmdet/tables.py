@@ -272,30 +272,89 @@ _COCO = {
 }
 
 
-def _small(name: str, pair: str, **kwargs: object) -> Table:
-    """A table of one pair, whose teacher is trained here too; nothing is published for it."""
-    teacher = pair.partition("-")[0]
-    return Table(
-        name=name,
-        metrics=_COCO_METRICS,
-        cells=(
-            Cell(
-                teacher,
-                "teacher",
-                f"teachers/faster-rcnn_{teacher.replace('_', '-')}_fpn_{name}.py",
-            ),
-            *(
-                Cell(
-                    pair,
-                    method,
-                    f"pat/{pair}_{name}.py",
-                    teacher=None if method == "none" else teacher,
-                )
-                for method in _DETECTION
-            ),
-        ),
-        **kwargs,
+_TOP1 = tuple(Metric(f"top-{k}", f"accuracy/top{k}", scale=1.0, decimals=2) for k in (1, 5))
+_CLASSIFICATION = ("none", "kd", "dkd", "dist", "ofa", "fitnet", "cc", "rkd", "crd", "pat")
+
+# Top-1 of the teacher, of the student alone, and with the methods.
+_CIFAR100 = """
+                        teacher none  kd    dkd   dist  ofa   fitnet cc    rkd   crd   pat
+swin_t-res18            89.26 74.01 78.74 80.26 77.75 80.54 78.87 74.19 74.11 77.63 81.22
+vit_s-res18             92.04 74.01 77.26 78.10 76.49 80.15 77.71 74.26 73.72 76.60 80.11
+mixer_b16-res18         87.29 74.01 77.79 78.67 76.36 79.39 77.15 74.26 73.75 76.42 80.07
+swin_t-mbv2             89.26 73.68 74.68 71.07 72.89 80.98 74.28 71.19 69.00 79.80 78.78
+vit_s-mbv2              92.04 73.68 72.77 69.80 72.54 78.45 73.54 70.67 68.46 78.14 78.87
+mixer_b16-mbv2          87.29 73.68 73.33 70.20 73.26 78.78 73.78 70.73 68.95 78.15 78.62
+convnext_t-deit_t       88.41 68.00 72.99 74.60 73.55 75.76 60.78 68.01 69.79 65.94 79.59
+mixer_b16-deit_t        87.29 68.00 71.36 73.44 71.67 73.90 71.05 68.13 69.89 65.35 74.66
+convnext_t-swin_p       88.41 72.63 76.44 76.80 76.41 78.32 24.06 72.63 71.73 67.09 80.74
+mixer_b16-swin_p        87.29 72.63 75.93 76.39 75.85 78.93 75.20 73.32 70.82 67.03 78.44
+convnext_t-resmlp_s12   88.41 66.56 72.25 73.22 71.93 81.22 45.47 67.70 65.82 63.35 83.50
+swin_t-resmlp_s12       89.26 66.56 71.89 72.82 11.05 80.63 63.12 68.37 64.66 61.72 80.94
+"""
+_IMAGENET = """
+                        teacher none  fitnet cc    rkd   crd   kd    dkd   dist  ofa   pat
+deit_t-res18            72.17 69.75 70.44 69.77 69.47 69.25 70.22 69.39 70.64 71.34 -
+swin_t-res18            81.38 69.75 71.18 70.07 68.89 69.09 71.14 71.10 70.91 71.85 71.54
+mixer_b16-res18         76.62 69.75 70.78 70.05 69.46 68.40 70.89 69.89 70.66 71.38 -
+deit_t-mbv2             72.17 68.87 70.95 70.69 69.72 69.60 70.87 70.14 71.08 71.39 -
+swin_t-mbv2             81.38 68.87 71.75 70.69 67.52 69.58 72.05 71.71 71.76 72.32 -
+mixer_b16-mbv2          76.62 68.87 71.59 70.79 69.86 68.89 71.92 70.93 71.74 72.12 72.22
+res50-deit_t            80.38 72.17 75.84 72.56 72.06 68.53 75.10 75.60 75.13 76.55 -
+convnext_t-deit_t       82.05 72.17 70.45 73.12 71.47 69.18 74.00 73.95 74.07 74.41 74.44
+mixer_b16-deit_t        76.62 72.17 74.38 72.82 72.24 68.23 74.16 72.82 74.22 74.46 -
+res50-swin_n            80.38 75.53 78.33 76.05 75.90 73.90 77.58 78.23 77.95 78.64 -
+convnext_t-swin_n       82.05 75.53 74.81 75.79 75.48 74.15 77.15 77.00 77.25 77.50 -
+mixer_b16-swin_n        76.62 75.53 76.17 75.81 75.52 73.38 76.26 75.03 76.54 76.63 -
+res50-resmlp_s12        80.38 76.65 78.13 76.21 75.45 73.23 77.41 78.23 77.71 78.53 -
+convnext_t-resmlp_s12   82.05 76.65 74.69 75.79 75.28 73.57 76.84 77.23 77.24 77.53 -
+swin_t-resmlp_s12       81.38 76.65 76.48 76.15 75.10 73.40 76.67 76.99 77.25 77.31 77.59
+"""
+
+
+def _classification(name: str, published: str, train_teachers: bool, **kwargs: object) -> Table:
+    """A table of many pairs, in which each network alone is trained once."""
+    header, *lines = (line.split() for line in published.strip().splitlines())
+    alone, pairs = {}, []
+    for pair, *numbers in lines:
+        found = {
+            method: (float(number),) for method, number in zip(header, numbers) if number != "-"
+        }
+        teacher, student = pair.split("-")
+        config = f"pat/{pair}_{name}.py"
+        if train_teachers:
+            teacher_config = f"teachers/{teacher}_{name}.py"
+            alone[teacher, "teacher"] = Cell(teacher, "teacher", teacher_config, found["teacher"])
+        alone.setdefault((student, "none"), Cell(student, "none", config, found["none"]))
+        pairs += [
+            Cell(pair, method, config, found.get(method, ()))
+            for method in _CLASSIFICATION
+            if method != "none"
+        ]
+    return Table(name=name, metrics=_TOP1, cells=(*alone.values(), *pairs), **kwargs)
+
+
+def _small(
+    name: str,
+    pairs: Sequence[str],
+    teacher_config: str,
+    metrics: tuple[Metric, ...],
+    methods: Sequence[str],
+    **kwargs: object,
+) -> Table:
+    """A table of pairs whose teacher is trained here too; nothing is published for it."""
+    teacher = pairs[0].partition("-")[0]
+    students = (
+        Cell(
+            pair,
+            method,
+            f"pat/{pair}_{name}.py",
+            teacher=None if method == "none" else teacher,
+        )
+        for pair in pairs
+        for method in methods
     )
+    cells = (Cell(teacher, "teacher", f"teachers/{teacher_config}_{name}.py"), *students)
+    return Table(name=name, metrics=metrics, cells=cells, **kwargs)
 
 
 TABLES = {
@@ -322,9 +381,37 @@ TABLES = {
             ),
             data="download COCO from cocodataset.org (annotations/, train2017/, val2017/)",
         ),
+        _classification(
+            "cifar100",
+            _CIFAR100,
+            train_teachers=True,
+            title="CIFAR-100 test images at 224 pixels. The students' teachers are the released "
+            "checkpoints that the configs name, unless another one was given; the teacher cells "
+            "train them here",
+            data="unpack the public archive with tools/data/cifar100.py",
+        ),
+        _classification(
+            "imagenet",
+            _IMAGENET,
+            train_teachers=False,
+            title="ImageNet-1K validation images. The teachers are those of timm",
+            data="put ImageNet into the usual folders; tools/data/imagenet.py checks them",
+        ),
+        _small(
+            "cifar10",
+            ("deit_mini-res18_mini", "deit_mini-mixer_mini"),
+            "deit_mini",
+            _TOP1,
+            _CLASSIFICATION,
+            title="CIFAR-10 images in folders, small networks. Nothing is published for this table",
+            data="unpack them with tools/data/cifar10.py",
+        ),
         _small(
             "digits",
-            "swin_p-res18",
+            ("swin_p-res18",),
+            "faster-rcnn_swin-p_fpn",
+            _COCO_METRICS,
+            _DETECTION,
             title="Handwritten digits on photographs (generated), small Faster R-CNN. Nothing is "
             "published for this table",
             data="run tools/data/make_digits.py",
@@ -332,7 +419,10 @@ TABLES = {
         ),
         _small(
             "bccd",
-            "swin_p-mbv2",
+            ("swin_p-mbv2",),
+            "faster-rcnn_swin-p_fpn",
+            _COCO_METRICS,
+            _DETECTION,
             title="BCCD blood cells, small Faster R-CNN. Nothing is published for this table",
             data="get github.com/Shenggan/BCCD_Dataset and convert it with tools/data/voc2coco.py; "
             "the commands are in docs/results.md",

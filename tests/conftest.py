@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,12 +31,19 @@ def digits(tmp_path_factory):
     return folder
 
 
+def free_port():
+    """A port that no other test of this machine uses at the moment."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
 def run_tool(name, *args, code=0, **kwargs):
     """Runs a tool and gives its output; fails if it does not end with the code."""
     command = [sys.executable, str(ROOT / "tools" / name), *map(str, args)]
     if name.endswith(".sh"):
         command[0] = "bash"
-        kwargs["env"] = {**os.environ, "PYTHON": sys.executable, "PORT": "29713"}
+        kwargs["env"] = {**os.environ, "PYTHON": sys.executable, "PORT": free_port()}
     result = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **kwargs
     )

@@ -17,6 +17,7 @@ LEAVES = sorted(
     str(path.relative_to(CONFIGS))
     for folder in ("pat", "students", "teachers")
     for path in (CONFIGS / folder).glob("*.py")
+    if path.stem.endswith(("_coco", "_digits", "_bccd"))
 )
 COCO_PAIRS = ("pat/swin_t-res18_coco.py", "pat/swin_t-mbv2_coco.py")
 PARTS = {
@@ -374,6 +375,21 @@ def test_overlay_applies_to_the_digits_pair(name):
     assert type(model.distill) is METHODS.get(overlay.method.type)
     losses = train_step(model, batch(model))
     assert any(key.startswith("loss_") and torch.is_tensor(losses[key]) for key in losses)
+
+
+@pytest.mark.parametrize("pair", ["pat/swin_p-res18_digits.py", "pat/swin_p-mbv2_bccd.py"])
+@pytest.mark.parametrize("method", [name for name in OVERLAYS if name not in ("none", "crd")])
+def test_every_method_trains_both_students(pair, method):
+    model = build(shrink(load(pair, None, method)))
+    data = batch(model, [(3, 64, 96), (3, 60, 90)], num_classes=3)
+    optimizer = torch.optim.SGD(trainable(model).values(), lr=1e-3)
+    for _ in range(2):
+        losses = train_step(model, data, optimizer)
+    own = [key for key in losses if key not in ("loss_cls", "loss_bbox") and "rpn" not in key]
+    assert [key for key in own if key.startswith("loss_")]
+    for name, param in trainable(model).items():
+        assert param.grad is not None and torch.isfinite(param.grad).all(), name
+    assert all(param.grad is None for param in model.teacher.parameters())
 
 
 def test_options_win_over_the_overlay():

@@ -1,0 +1,410 @@
+import copy
+from functools import cache
+
+import pytest
+import timm
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS, MODELS, TRANSFORMS, init_default_scope
+from mmpretrain.structures import DataSample
+
+from pat_mmdet.registry import METHODS
+from pat_mmdet.utils import apply_method, is_distiller, load_config
+
+CONFIGS = ROOT / "configs"
+DATA = ("cifar100", "imagenet", "cifar10")
+LEAVES = sorted(
+    f"{folder}/{path.stem}"
+    for folder in ("pat", "students", "teachers")
+    for path in (CONFIGS / folder).glob("*.py")
+    if path.stem.endswith(tuple(f"_{name}" for name in DATA))
+)
+OVERLAYS = sorted(path.stem for path in (CONFIGS / "_base_/methods").glob("*.py"))
+TIMM_NAMES = dict(
+    swin_t="swin_tiny_patch4_window7_224",
+    vit_s="vit_small_patch16_224",
+    deit_t="deit_tiny_patch16_224",
+    mixer_b16="mixer_b16_224",
+    convnext_t="convnext_tiny.fb_in1k",
+    res50="resnet50",
+    res18="resnet18",
+    mbv2="mobilenetv2_100",
+    resmlp_s12="resmlp_12_224",
+    swin_p="swin_pico_patch4_window7_224",
+    swin_n="swin_nano_patch4_window7_224",
+)
+CNNS = ("res18", "mbv2")
+# Student: teachers, as in the published tables.
+CIFAR100 = dict(
+    res18=("swin_t", "vit_s", "mixer_b16"),
+    mbv2=("swin_t", "vit_s", "mixer_b16"),
+    deit_t=("convnext_t", "mixer_b16"),
+    swin_p=("convnext_t", "mixer_b16"),
+    resmlp_s12=("convnext_t", "swin_t"),
+)
+IMAGENET = dict(
+    res18=("deit_t", "swin_t", "mixer_b16"),
+    mbv2=("deit_t", "swin_t", "mixer_b16"),
+    deit_t=("res50", "convnext_t", "mixer_b16"),
+    swin_n=("res50", "convnext_t", "mixer_b16"),
+    resmlp_s12=("res50", "convnext_t", "swin_t"),
+)
+CIFAR10 = dict(res18_mini=("deit_mini",), mixer_mini=("deit_mini",))
+TABLES = dict(cifar100=CIFAR100, imagenet=IMAGENET, cifar10=CIFAR10)
+PAIRS = [
+    (teacher, student, data)
+    for data, table in TABLES.items()
+    for student, teachers in table.items()
+    for teacher in teachers
+]
+PUBLISHED = [pair for pair in PAIRS if pair[2] != "cifar10"]
+WITHOUT_EMA = ("none", "kd", "dkd", "dist", "ofa", "fitnet", "cc", "rkd", "crd")
+
+
+def read(name, *args):
+    return load_config(str(CONFIGS / f"{name}.py"), *args)
+
+
+@cache
+def cached(name):
+    return read(name)
+
+
+def load(name):
+    """A config that the test may change."""
+    return copy.deepcopy(cached(name))
+
+
+def pair_name(teacher, student, data):
+    return f"pat/{teacher}-{student}_{data}"
+
+
+def ema_of(cfg):
+    """Momentum of the moving average, 0 without one."""
+    hooks = [hook for hook in cfg.custom_hooks if hook.type == "StudentEMAHook"]
+    assert len(hooks) == len(cfg.custom_hooks) <= 1
+    if not hooks:
+        return 0
+    assert hooks[0].ema_type == "ExponentialMovingAverage" and hooks[0].update_buffers
+    return HOOKS.build(copy.deepcopy(hooks[0])).ema_cfg["momentum"]
+
+
+def test_the_leaves_are_the_published_pairs_and_their_parts():
+    assert [sum(pair[2] == data for pair in PAIRS) for data in DATA] == [12, 15, 2]
+    expected = {pair_name(*pair) for pair in PAIRS}
+    expected |= {f"students/{student}_{data}" for _, student, data in PAIRS}
+    expected |= {f"teachers/{teacher}_{data}" for teacher, _, data in PAIRS}
+    assert set(LEAVES) == expected
+    assert len(LEAVES) == 29 + 12 + 10
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_config_has_what_safe_and_resumable_training_needs(name):
+    cfg = cached(name)
+    assert cfg.custom_imports.imports == ["pat_mmdet"] and cfg.default_scope == "mmpretrain"
+    # mmengine would give it to the model as an argument.
+    assert "data_preprocessor" not in cfg
+    assert cfg.train_cfg.type == "ResumableEpochBasedTrainLoop"
+    assert cfg.train_cfg.max_epochs % cfg.train_cfg.val_interval == 0
+    checkpoint = cfg.default_hooks.checkpoint
+    assert (checkpoint.type, checkpoint.by_epoch) == ("SafeCheckpointHook", True)
+    assert checkpoint.max_keep_ckpts >= 2
+    assert cfg.default_hooks.visualization == dict(type="VisualizationHook", enable=False)
+    assert cfg.visualizer.type == "UniversalVisualizer"
+    assert cfg.log_processor.by_epoch and cfg.default_hooks.logger.log_metric_by_epoch
+    assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size
+    assert cfg.auto_scale_lr.enable is False
+    warmup, schedule = cfg.param_scheduler
+    assert warmup.type == "LinearLR" and warmup.convert_to_iter_based
+    assert all(scheduler.by_epoch is True for scheduler in (warmup, schedule))
+    if schedule.type == "CosineAnnealingLR":
+        assert (schedule.begin, schedule.end) == (warmup.end, cfg.train_cfg.max_epochs)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.dataset.data_root == cfg.data_root
+        pack = loader.dataset.pipeline[-1]
+        assert pack == dict(type="PackInputs"), "its defaults have sample_idx, which CRD needs"
+    assert cfg.val_dataloader.dataset.test_mode and cfg.test_dataloader.dataset.test_mode
+    assert not cfg.train_dataloader.dataset.get("test_mode", False)
+    assert cfg.val_evaluator == cfg.test_evaluator == dict(type="Accuracy", topk=(1, 5))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_a_pair_is_its_student_and_its_teacher(pair):
+    teacher_name, student_name, data = pair
+    cfg = cached(pair_name(*pair))
+    student = cached(f"students/{student_name}_{data}")
+    teacher = cached(f"teachers/{teacher_name}_{data}")
+    assert {key for key in cfg if key not in student or cfg[key] != student[key]} == {"model"}
+    assert is_distiller(cfg) and cfg.model.type == "ClassificationDistiller"
+    assert cfg.model.student == student.model
+    assert {**cfg.model.teacher, "pretrained": None} == {**teacher.model, "pretrained": None}
+    size = (64, 64) if data == "cifar10" else (224, 224)
+    overlay = Config.fromfile(CONFIGS / "_base_/methods/pat.py").method
+    assert {**cfg.model.method} == {"input_size": size, **overlay}
+
+
+@pytest.mark.parametrize("pair", PUBLISHED, ids="-".join)
+def test_networks_of_the_published_pairs(pair):
+    teacher_name, student_name, data = pair
+    model = cached(pair_name(*pair)).model
+    classes = dict(cifar100=100, imagenet=1000)[data]
+    for name, network in ((teacher_name, model.teacher), (student_name, model.student)):
+        assert (network.type, network.model_name) == ("TimmClassifier", TIMM_NAMES[name])
+        assert timm.is_model(network.model_name)
+        assert network.get("num_classes", 1000) == network.data_preprocessor.num_classes == classes
+        assert network.loss == dict(type="LabelSmoothLoss", label_smooth_val=0.1)
+    assert model.student.pretrained is False
+    if data == "cifar100":
+        assert model.teacher.pretrained is False, "all weights come from the checkpoint"
+        assert cached(f"teachers/{teacher_name}_{data}").model.pretrained is True
+        file = f"{TIMM_NAMES[teacher_name].split('.')[0]}_cifar100.pth"
+        assert model.teacher_checkpoint == f"work_dirs/pretrained/{file}"
+    else:
+        assert model.teacher_checkpoint is None and model.teacher.pretrained is True
+        # What timm says about the weights; the teacher gets its own normalisation.
+        weights = timm.get_pretrained_cfg(model.teacher.model_name)
+        preprocessor = model.teacher.data_preprocessor
+        for own, published in ((preprocessor.mean, weights.mean), (preprocessor.std, weights.std)):
+            assert own == pytest.approx([255 * value for value in published])
+    assert ("batch_augments" in model.student.data_preprocessor) == (student_name not in CNNS)
+
+
+def test_normalisation_of_cifar100():
+    for student in CIFAR100:
+        preprocessor = cached(f"students/{student}_cifar100").model.data_preprocessor
+        mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+        assert preprocessor.mean == pytest.approx([255 * value for value in mean])
+        assert preprocessor.std == pytest.approx([255 * value for value in std])
+        assert preprocessor.to_rgb is False, "the archive's images are RGB"
+
+
+# Optimizer, rate, weight decay, epochs, batch, warm-up epochs, its first rate, last rate, EMA.
+SETTINGS = {
+    ("cifar100", "cnn"): ("SGD", 0.05, 2e-3, 300, 128, 3, None, 1e-3, 2e-4),
+    ("cifar100", "vit"): ("AdamW", 5e-4, 0.05, 300, 128, 20, 5e-7, 1e-5, 2e-4),
+    ("cifar100", "teacher"): ("AdamW", 5e-5, 0.05, 300, 128, 20, 5e-8, 1e-6, 0),
+    ("imagenet", "cnn"): ("SGD", 0.1, 1e-4, 100, 256, 3, None, None, 2e-4),
+    ("imagenet", "vit"): ("AdamW", 5e-4, 0.05, 300, 512, 20, 5e-7, 1e-6, 4e-5),
+}
+
+
+@pytest.mark.parametrize("name", [leaf for leaf in LEAVES if not leaf.endswith("cifar10")])
+def test_published_training_settings(name):
+    folder, stem = name.split("/")
+    network, data = stem.rsplit("_", 1)
+    kind = "cnn" if network.split("-")[-1] in (*CNNS, "res50") else "vit"
+    if folder == "teachers" and data == "cifar100":
+        kind = "teacher"
+    optimizer, rate, decay, epochs, batch, warmup, first, last, ema = SETTINGS[data, kind]
+    cfg = cached(name)
+    own = cfg.optim_wrapper.optimizer
+    assert (own.type, own.lr, own.weight_decay) == (optimizer, rate, decay)
+    assert (own.get("momentum"), own.get("nesterov")) == (
+        (0.9, True) if kind == "cnn" else (None, None)
+    )
+    assert cfg.train_cfg.max_epochs == epochs
+    assert cfg.train_dataloader.batch_size == batch
+    linear, schedule = cfg.param_scheduler
+    assert (linear.begin, linear.end) == (0, warmup)
+    if first is not None:
+        assert rate * linear.start_factor == pytest.approx(first)
+    if last is not None:
+        assert (schedule.type, schedule.eta_min) == ("CosineAnnealingLR", last)
+    else:
+        assert (schedule.type, schedule.gamma) == ("MultiStepLR", 0.1)
+        assert schedule.milestones == [30, 60, 90]
+    clip = cfg.optim_wrapper.get("clip_grad")
+    assert clip is None if kind == "cnn" else clip.max_norm == 5.0
+    assert ema_of(cfg) == pytest.approx(ema)
+    augmentations = [step.type for step in cfg.train_dataloader.dataset.pipeline]
+    crop, flip = (augmentations.index(kind) for kind in ("RandomResizedCrop", "RandomFlip"))
+    assert flip == crop + 1
+    strong = ["RandAugment", "ColorJitter", "RandomErasing"]
+    assert augmentations[flip + 1 : -1] == ([] if kind == "cnn" else strong)
+
+
+@pytest.mark.filterwarnings("ignore:Only use 'alpha'")
+def test_strong_augmentation():
+    for name in ("students/deit_t_cifar100", "students/deit_t_imagenet"):
+        cfg = cached(name)
+        steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+        augment = steps["RandAugment"]
+        assert (augment.policies, augment.num_policies) == ("timm_increasing", 2)
+        levels = (augment.magnitude_level, augment.magnitude_std, augment.total_level)
+        assert levels == (9, 0.5, 10)
+        jitter = steps["ColorJitter"]
+        assert jitter.brightness == jitter.contrast == jitter.saturation == 0.4
+        assert (steps["RandomErasing"].erase_prob, steps["RandomErasing"].mode) == (0.25, "rand")
+        # In the channel order of the images, which only ImageNet's preprocessor turns round.
+        preprocessor = cfg.model.data_preprocessor
+        order = slice(None, None, -1 if preprocessor.to_rgb else 1)
+        assert steps["RandomErasing"].fill_color == preprocessor.mean[order]
+        assert steps["RandomErasing"].fill_std == preprocessor.std[order]
+        assert augment.hparams.pad_val == [round(value) for value in preprocessor.mean[order]]
+        mixing = [(mix.type, mix.alpha) for mix in preprocessor.batch_augments.augments]
+        assert mixing == [("Mixup", 0.8), ("CutMix", 1.0)]
+        init_default_scope("mmpretrain")
+        results = dict(img=torch.randint(256, (40, 50, 3)).numpy().astype("uint8"), gt_label=3)
+        results["sample_idx"] = 17
+        for step in cfg.train_dataloader.dataset.pipeline:
+            if step.type != "LoadImageFromFile":
+                results = TRANSFORMS.build(step)(results)
+        assert results["inputs"].shape == (3, 224, 224)
+        assert results["data_samples"].sample_idx == 17
+
+
+@pytest.mark.parametrize("method", [name for name in OVERLAYS if name not in ("mgd", "cwd", "pkd")])
+def test_published_settings_of_cifar100(method):
+    student = "res18" if method in ("pat", "none", "ofa", "cc", "crd") else "resmlp_s12"
+    name = pair_name("swin_t", student, "cifar100")
+    published = read(name, None, method, "published")
+    assert ema_of(published) == pytest.approx(0 if method in WITHOUT_EMA else 2e-4)
+    assert (method in WITHOUT_EMA) == (method != "pat")
+    assert {key for key in published if published[key] != cached(name)[key]} <= {
+        "settings",
+        "model",
+        "custom_hooks",
+    }
+
+
+def test_published_settings_of_imagenet():
+    name = pair_name("deit_t", "res18", "imagenet")
+    equal, published = (read(name, None, "ofa", name_) for name_ in ("equal", "published"))
+    assert (ema_of(equal), ema_of(published)) == (pytest.approx(2e-4), 0)
+    assert "eps" not in equal.model.method and published.model.method.eps == 1.5
+    assert ema_of(read(name, None, None, "published")) == pytest.approx(2e-4)
+    other = read(pair_name("swin_t", "res18", "imagenet"), None, "ofa", "published")
+    assert ema_of(other) == 0 and "eps" not in other.model.method
+    name = pair_name("swin_t", "resmlp_s12", "imagenet")
+    assert ema_of(read(name, None, "ofa", "published")) == pytest.approx(4e-5)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_without_method_the_student_is_left(pair):
+    cfg = load(pair_name(*pair))
+    apply_method(cfg, "none")
+    assert cfg._cfg_dict == cached(f"students/{pair[1]}_{pair[2]}")._cfg_dict
+
+
+@pytest.mark.parametrize("method", [name for name in OVERLAYS if name != "none"])
+@pytest.mark.parametrize("pair", [PAIRS[0], PAIRS[12], PAIRS[-1]], ids="-".join)
+def test_overlay_applies(pair, method):
+    cfg, plain = load(pair_name(*pair)), cached(pair_name(*pair))
+    overlay = Config.fromfile(CONFIGS / f"_base_/methods/{method}.py").method
+    apply_method(cfg, method)
+    assert {**cfg.model.method} == {"input_size": plain.model.method.input_size, **overlay}
+    assert cfg.model.method.type in METHODS
+    assert {key for key in cfg if cfg[key] != plain[key]} <= {"model"}
+    assert {**cfg.model, "method": None} == {**plain.model, "method": None}
+
+
+def test_crd_knows_how_many_images_there_are():
+    counts = dict(cifar100=50000, imagenet=1281167, cifar10=20000)
+    for data, count in counts.items():
+        pair = next(pair for pair in PAIRS if pair[2] == data)
+        assert read(pair_name(*pair), None, "crd").model.method.num_data == count
+        own = read(pair_name(*pair), {"model.method.num_data": 7}, "crd")
+        assert own.model.method.num_data == 7, "the command line wins"
+    # Of a pair with published settings of its own, and trained with these.
+    cfg = read(pair_name("deit_t", "res18", "imagenet"), None, "crd", "published")
+    assert cfg.model.method.num_data == 1281167 and ema_of(cfg) == 0
+
+
+def test_images_of_ones_own_in_place_of_cifar10():
+    options = dict(data_root="mine/", classes=("cat", "dog"))
+    cfg = read(pair_name("deit_mini", "res18_mini", "cifar10"), options)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.dataset.data_root == "mine/"
+        assert loader.dataset.metainfo.classes == ("cat", "dog")
+    student, teacher = cfg.model.student, cfg.model.teacher
+    assert student.head.num_classes == student.data_preprocessor.num_classes == 2
+    assert teacher.num_classes == teacher.data_preprocessor.num_classes == 2
+
+
+def test_the_checkpoint_of_the_small_teacher_is_the_one_that_it_writes():
+    teacher = cached("teachers/deit_mini_cifar10")
+    for student in CIFAR10:
+        model = cached(pair_name("deit_mini", student, "cifar10")).model
+        expected = f"work_dirs/deit_mini_cifar10/epoch_{teacher.train_cfg.max_epochs}.pth"
+        assert model.teacher_checkpoint == expected
+
+
+# ------------------------------------------------------------------------------ networks
+
+
+def shrink(cfg, side=64):
+    """Random weights, small images."""
+    for network in (cfg.model.student, cfg.model.teacher) if is_distiller(cfg) else (cfg.model,):
+        if network.type == "TimmClassifier":
+            network.pretrained = False
+            if network.model_name.startswith(("swin", "vit", "deit", "mixer", "resmlp")):
+                network.img_size = side
+    if is_distiller(cfg):
+        cfg.model.teacher_checkpoint = None
+        cfg.model.method.input_size = (side, side)
+    return cfg
+
+
+def build(cfg):
+    init_default_scope("mmpretrain")
+    torch.manual_seed(0)
+    return MODELS.build(cfg.model).train()
+
+
+def batch(model, num_classes, side=64):
+    torch.manual_seed(1)
+    samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(3 + i) for i in range(4)]
+    images = torch.randint(256, (4, 3, side, side), dtype=torch.uint8)
+    return model.data_preprocessor(dict(inputs=images, data_samples=samples), True)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("vit_s", "mbv2", "cifar100"),
+        ("deit_t", "res18", "imagenet"),
+        ("convnext_t", "swin_n", "imagenet"),
+        ("deit_mini", "mixer_mini", "cifar10"),
+        ("res50", "deit_t", "imagenet"),
+        ("deit_mini", "res18_mini", "cifar10"),
+    ],
+    ids="-".join,
+)
+def test_pair_builds_and_steps(pair):
+    assert pair in PAIRS
+    cfg = shrink(load(pair_name(*pair)))
+    if pair[0] == "res50":
+        apply_method(cfg, "kd")  # PAT's layers for 2048 channels take their time
+    model = build(cfg)
+    wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+    teacher = {name: value.clone() for name, value in model.teacher.state_dict().items()}
+    start = {name: value.detach().clone() for name, value in model.student.named_parameters()}
+    classes = cfg.model.student.data_preprocessor.num_classes
+    for _ in range(2):
+        losses = model.train_step(batch(model, classes), wrapper)
+        assert all(torch.isfinite(value).all() for value in losses.values())
+    moved = [
+        name for name, value in model.student.named_parameters() if (value != start[name]).any()
+    ]
+    assert len(moved) > 0.9 * len(start)
+    for name, value in model.teacher.state_dict().items():
+        assert torch.equal(value, teacher[name])
+
+
+@pytest.mark.parametrize("student", ["deit_t", "swin_p", "resmlp_s12"])
+def test_what_does_not_decay_is_as_in_timm(student):
+    cfg = shrink(load(f"students/{student}_cifar100"))
+    model = build(cfg)
+    optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper)).optimizer
+    decay = {
+        id(param): group["weight_decay"]
+        for group in optimizer.param_groups
+        for param in group["params"]
+    }
+    network = model.model
+    listed = getattr(network, "no_weight_decay", set)()
+    for name, param in network.named_parameters():
+        free = param.ndim <= 1 or name in listed
+        assert decay[id(param)] == (0 if free else 0.05), name
