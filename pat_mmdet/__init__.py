@@ -65,8 +65,8 @@ def _register_all() -> None:
         return
     from . import backbones, datasets, distillers, hooks, loops, methods  # noqa: F401
 
-    if _installed("timm"):
-        from . import timm_models  # noqa: F401
+    if _installed("mmpretrain") and _installed("timm"):
+        from . import classifiers, timm_models  # noqa: F401
 
 
 _register_all()

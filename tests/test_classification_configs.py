@@ -151,7 +151,7 @@ def test_networks_of_the_published_pairs(pair):
     model = cached(pair_name(*pair)).model
     classes = dict(cifar100=100, imagenet=1000)[data]
     for name, network in ((teacher_name, model.teacher), (student_name, model.student)):
-        assert (network.type, network.model_name) == ("TimmClassifier", TIMM_NAMES[name])
+        assert network.type.endswith("TimmClassifier") and network.model_name == TIMM_NAMES[name]
         assert timm.is_model(network.model_name)
         assert network.get("num_classes", 1000) == network.data_preprocessor.num_classes == classes
         assert network.loss == dict(type="LabelSmoothLoss", label_smooth_val=0.1)
@@ -323,6 +323,13 @@ def test_images_of_ones_own_in_place_of_cifar10():
     assert teacher.num_classes == teacher.data_preprocessor.num_classes == 2
 
 
+@pytest.mark.parametrize("data", ["cifar100", "imagenet"])
+def test_data_of_another_place(data):
+    cfg = read(f"students/res18_{data}", dict(data_root="mine/"))
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.dataset.data_root == "mine/"
+
+
 def test_the_checkpoint_of_the_small_teacher_is_the_one_that_it_writes():
     teacher = cached("teachers/deit_mini_cifar10")
     for student in CIFAR10:
@@ -337,7 +344,7 @@ def test_the_checkpoint_of_the_small_teacher_is_the_one_that_it_writes():
 def shrink(cfg, side=64):
     """Random weights, small images."""
     for network in (cfg.model.student, cfg.model.teacher) if is_distiller(cfg) else (cfg.model,):
-        if network.type == "TimmClassifier":
+        if "model_name" in network:
             network.pretrained = False
             if network.model_name.startswith(("swin", "vit", "deit", "mixer", "resmlp")):
                 network.img_size = side
@@ -408,3 +415,21 @@ def test_what_does_not_decay_is_as_in_timm(student):
     for name, param in network.named_parameters():
         free = param.ndim <= 1 or name in listed
         assert decay[id(param)] == (0 if free else 0.05), name
+
+
+def test_pretrained_weights_are_kept_in_teacher_and_student(tmp_path):
+    """mmengine would have timm draw them anew."""
+    small = dict(depth=4, embed_dim=24, num_heads=2, img_size=32)
+    made = timm.create_model("deit_tiny_patch16_224", num_classes=10, **small)
+    torch.save(made.state_dict(), tmp_path / "deit.pth")
+    cfg = load_config("configs/pat/deit_t-res18_imagenet.py", {"model.teacher.pretrained": False})
+    own = dict(num_classes=10, checkpoint_path=str(tmp_path / "deit.pth"), **small)
+    cfg.model.teacher.update(own)
+    cfg.model.student = {**cfg.model.teacher}
+    cfg.model.method.input_size = (32, 32)
+    init_default_scope("mmpretrain")
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    for network in (model.student, model.teacher):
+        state = network.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in made.state_dict().items())

@@ -24,17 +24,20 @@ from pat_mmdet.utils.cli import add_cfg_options
 from pat_mmdet.utils.errors import clear_errors
 
 PLAIN_NAMES = {
-    cls.__name__: cls.__mro__[1].__name__
-    for cls in (
-        CheckedCocoDataset,
-        HeadlessMobileNetV2,
-        LoadImageOrSkip,
-        ResumableEpochBasedTrainLoop,
-        ResumableIterBasedTrainLoop,
-        SafeCheckpointHook,
-        StudentEMAHook,
-        TolerantVisualizationHook,
-    )
+    "PretrainedTimmClassifier": "TimmClassifier",
+    **{
+        cls.__name__: cls.__mro__[1].__name__
+        for cls in (
+            CheckedCocoDataset,
+            HeadlessMobileNetV2,
+            LoadImageOrSkip,
+            ResumableEpochBasedTrainLoop,
+            ResumableIterBasedTrainLoop,
+            SafeCheckpointHook,
+            StudentEMAHook,
+            TolerantVisualizationHook,
+        )
+    },
 }
 
 
@@ -77,11 +80,11 @@ def _plain(value: object) -> object:
         node = {key: _plain(item) for key, item in value.items()}
         if isinstance(node.get("type"), str):
             node["type"] = PLAIN_NAMES.get(node["type"], node["type"])
-        if node.get("type") == "TimmClassifier":
+        if node.get("type") == "TimmClassifier" and "model_name" in node:
             # Only there, as detection does without timm.
             from pat_mmdet.timm_models import plain_settings
 
-            node.update(plain_settings(node["model_name"]))
+            node.update(plain_settings(node["model_name"]), pretrained=False)
         return node
     if isinstance(value, (list, tuple)):
         return type(value)(_plain(item) for item in value)

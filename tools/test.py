@@ -1,5 +1,7 @@
 """Evaluates the student of a config, or its teacher; a teacher is built only when asked for."""
 
+from __future__ import annotations
+
 import argparse
 from copy import deepcopy
 
@@ -44,8 +46,10 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def choose_model(cfg: Config, args: argparse.Namespace) -> str:
+def choose_model(cfg: Config, args: argparse.Namespace) -> str | None:
     """Puts the network to test in place of the distiller, and gives its checkpoint.
+
+    There is none for a teacher of timm that brings its weights along.
 
     Raises:
         ValueError: If there is no teacher, or no checkpoint of it.
@@ -56,7 +60,7 @@ def choose_model(cfg: Config, args: argparse.Namespace) -> str:
     if not is_distiller(cfg):
         raise ValueError(f"config {args.config!r} has no teacher; take one of configs/pat")
     checkpoint = args.checkpoint or cfg.model.teacher_checkpoint
-    if checkpoint is None:
+    if checkpoint is None and not cfg.model.teacher.get("pretrained"):
         raise ValueError(
             "model.teacher_checkpoint is None; give the teacher's checkpoint on the command line"
         )
@@ -117,7 +121,9 @@ def main() -> None:
             add_tta(cfg)
         runner = Runner.from_cfg(cfg)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        load_weights(model.module if args.tta else model, checkpoint, allow_unused=("distill.",))
+        if checkpoint is not None:
+            network = model.module if args.tta else model
+            load_weights(network, checkpoint, allow_unused=("distill.",))
         if args.out is not None:
             dump = "DumpResults" if is_classification(cfg) else "DumpDetResults"
             metric = METRICS.build(dict(type=dump, out_file_path=args.out))

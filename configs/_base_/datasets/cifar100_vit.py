@@ -1,0 +1,31 @@
+# CIFAR-100 augmented as for transformers and MLPs; batches are mixed too.
+_base_ = "cifar100.py"
+
+preprocessor = dict(
+    batch_augments=dict(augments=[dict(type="Mixup", alpha=0.8), dict(type="CutMix", alpha=1.0)])
+)
+train_pipeline = [
+    dict(type="RandomResizedCrop", scale=224, backend="pillow", interpolation="bicubic"),
+    dict(type="RandomFlip", prob=0.5, direction="horizontal"),
+    dict(
+        type="RandAugment",
+        policies="timm_increasing",
+        num_policies=2,
+        total_level=10,
+        magnitude_level=9,
+        magnitude_std=0.5,
+        hparams=dict(pad_val=[129, 124, 112], interpolation="bicubic"),
+    ),
+    dict(type="ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4),
+    dict(
+        type="RandomErasing",
+        erase_prob=0.25,
+        mode="rand",
+        min_area_ratio=0.02,
+        max_area_ratio=1 / 3,
+        fill_color=[129.3105, 124.0575, 112.4295],
+        fill_std=[68.1615, 65.382, 70.431],
+    ),
+    dict(type="PackInputs"),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

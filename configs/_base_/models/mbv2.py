@@ -1,0 +1,3 @@
+_base_ = "timm_classifier.py"
+
+model = dict(model_name="mobilenetv2_100")

@@ -1,0 +1,15 @@
+_base_ = "../students/mixer_mini_cifar10.py"
+
+import mmengine
+
+model = dict(
+    _delete_=True,
+    type="ClassificationDistiller",
+    student={{_base_.model}},
+    teacher=mmengine.Config.fromfile("{{ fileDirname }}/../teachers/deit_mini_cifar10.py").model,
+    teacher_checkpoint="work_dirs/deit_mini_cifar10/epoch_20.pth",
+    method={
+        **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/pat.py").method,
+        "input_size": ({{_base_.image_size}}, {{_base_.image_size}}),
+    },
+)

@@ -1,0 +1,140 @@
+"""Unpack a zip file of CIFAR-10 as images in folders; nothing is downloaded.
+
+Example:
+    python tools/data/cifar10.py cifar10_jpeg.zip
+
+writes ``data/cifar10/{train,val}/<class>/*.jpg``. In the zip file the same folders lie at the top
+or in one folder of any name. Only images of the ten classes are taken out of it. What is there
+already in its full size is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+from pat_mmdet.utils.errors import clear_errors
+
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+SPLITS = ("train", "val")
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def target(name: str) -> PurePosixPath | None:
+    """Give the place of a member of the zip file below the output folder.
+
+    Args:
+        name: Name of the member.
+
+    Returns:
+        ``<split>/<class>/<file>``, or ``None`` for what is no image of the data set.
+    """
+    parts = name.split("/")
+    split, label, file = ("", "", *parts)[-3:]
+    # A name with backslashes would be a path on Windows; hidden files are no images.
+    plain = "\\" not in file and not file.startswith(".") and file.lower().endswith(SUFFIXES)
+    if plain and split in SPLITS and label in CLASSES and len(parts) <= 4:
+        return PurePosixPath(split, label, file)
+    return None
+
+
+def find_images(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """List the images of the zip file by their places.
+
+    Raises:
+        ValueError: If a class has no image.
+    """
+    images = {
+        place: info
+        for info in archive.infolist()
+        if not info.is_dir() and (place := target(info.filename)) is not None
+    }
+    found = {place.parent for place in images}
+    lacking = [
+        f"{split}/{label}"
+        for split in SPLITS
+        for label in CLASSES
+        if PurePosixPath(split, label) not in found
+    ]
+    if lacking:
+        raise ValueError(
+            f"{archive.filename!r} has no images (.jpg, .png) in {', '.join(lacking[:3])}"
+            f"{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}; it has to hold "
+            "train/<class>/ and val/<class>/ for the classes " + ", ".join(CLASSES)
+        )
+    return images
+
+
+def unpack(path: Path, out: Path) -> tuple[Counter[str], int]:
+    """Write the images that are not there yet.
+
+    Args:
+        path: The zip file.
+        out: The ``data_root`` of the configs.
+
+    Returns:
+        The number of images of each split, and how many of all were written now.
+
+    Raises:
+        FileNotFoundError: If there is no such zip file.
+        ValueError: If it is damaged or another one, or the folder cannot be written to.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no zip file {str(path)!r}; give one with the images of CIFAR-10 in folders, "
+            "{train,val}/<class>/*.jpg"
+        )
+    written = 0
+    try:
+        with zipfile.ZipFile(path) as archive:
+            images = find_images(archive)
+            for place, info in images.items():
+                file = out / place
+                if file.is_file() and file.stat().st_size == info.file_size:
+                    continue
+                content = archive.read(info)
+                try:
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+                    partial.write_bytes(content)
+                    os.replace(partial, file)
+                except OSError as error:
+                    raise ValueError(f"cannot write to {str(out)!r} ({error}); see --out") from None
+                written += 1
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read as a zip file ({error}); copy or download it again"
+        ) from None
+    return Counter(place.parts[0] for place in images), written
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("archive", type=Path, help="zip file of the images")
+    parser.add_argument(
+        "--out", type=Path, default=Path("data/cifar10"), help="default: data/cifar10"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Unpack and say what is there."""
+    args = parse_args()
+    with clear_errors():
+        counts, written = unpack(args.archive, args.out)
+    images = ", ".join(f"{counts[split]} images in {split}" for split in SPLITS)
+    print(f"{args.out}: {images} ({written} written now)")
+    print(f"for CRD: model.method.num_data={counts['train']}")
+
+
+if __name__ == "__main__":
+    main()
