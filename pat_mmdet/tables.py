@@ -13,13 +13,9 @@ from fnmatch import fnmatchcase
 from math import isnan, nan
 from statistics import mean, stdev
 
+from pat_mmdet.utils.config import SETTINGS
 from pat_mmdet.utils.runs import Training
 
-SETTINGS = {
-    "equal": "the same iterations, learning rate and EMA for all methods, those of the config",
-    "published": "each method with the settings that its authors' run had, as the config's "
-    "`published` says",
-}
 LABELS = {"none": "none (student alone)", "teacher": "teacher (alone)"}
 
 

@@ -31,9 +31,10 @@ from typing import IO
 import torch
 from mmengine.config import Config
 
-from pat_mmdet.tables import SETTINGS, TABLES, Cell, Row, Table, find_table
+from pat_mmdet.tables import TABLES, Cell, Row, Table, find_table
 from pat_mmdet.utils import Training, load_config, read_record, write_atomic, write_record
 from pat_mmdet.utils.cli import add_cfg_options
+from pat_mmdet.utils.config import SETTINGS
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.runs import cores, hardware, lock_folder, revision, versions
 

@@ -28,7 +28,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--settings",
-        choices=SETTINGS,
+        choices=list(SETTINGS),
         help="'equal' (default) trains all methods alike, 'published' each with the iterations and "
         "rates of its published run",
     )

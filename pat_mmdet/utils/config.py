@@ -11,7 +11,11 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-SETTINGS = ("equal", "published")
+SETTINGS = {
+    "equal": "the same iterations, learning rate and EMA for all methods, those of the config",
+    "published": "each method with the settings that its authors' run had, as the config's "
+    "`published` says",
+}
 
 
 def load_config(
