@@ -47,11 +47,24 @@ class Stage:
 
         Returns:
             tuple: The map (B, C, H, W), and the function that turns such a map back.
+
+        Raises:
+            ValueError: If the tensor is not of the stage's layout, or the grid is not known.
         """
+        if x.ndim != len(self.layout):
+            raise ValueError(
+                f"stage {self.begin!r}: layout {self.layout!r} does not fit a tensor of shape "
+                f"{tuple(x.shape)}; known: {', '.join(_LAYOUTS)}"
+            )
         if self.layout == "NCHW":
             return x, lambda features: features
         if self.layout == "NHWC":
             return x.permute(0, 3, 1, 2), lambda features: features.permute(0, 2, 3, 1)
+        if self.grid is None and len(args) < 2:
+            raise ValueError(
+                f"stage {self.begin!r}: its module does not get the (H, W) of its tokens; give "
+                "them as grid=(H, W)"
+            )
         extra = x[:, : self.extra_tokens]
         features = tokens_to_map(x[:, self.extra_tokens :], self.grid or args[1])
 
@@ -62,12 +75,15 @@ class Stage:
         return features, back
 
 
-def backbone_stages(backbone: nn.Module, prefix: str = "backbone") -> tuple[Stage, ...]:
+def backbone_stages(
+    backbone: nn.Module, prefix: str = "backbone", role: str = "teacher"
+) -> tuple[Stage, ...]:
     """Looks up the stages of a backbone by its class.
 
     Args:
         backbone (nn.Module): A backbone of mmdet or mmpretrain, or a timm model.
         prefix (str): Path of the backbone inside its network.
+        role (str): ``'student'`` or ``'teacher'``, for the error message.
 
     Returns:
         tuple[Stage, ...]: Its stages from shallow to deep, without those it was built without.
@@ -91,8 +107,8 @@ def backbone_stages(backbone: nn.Module, prefix: str = "backbone") -> tuple[Stag
     known = sorted({name for table in _STAGES.values() for name in table})
     raise ValueError(
         f"the stages of {type(backbone).__name__} are not known (known: {', '.join(known)}). "
-        f"Name them in the config: model.teacher_stages=[dict(begin='{prefix}.<module>', "
-        "layout='NCHW'), ...]"
+        f"Name them in the config: model.{role}_stages=[dict(begin='{prefix}.<module>', "
+        f"end='{prefix}.<module>', layout='NCHW'), ...]"
     )
 
 

@@ -140,6 +140,14 @@ def test_sizes_of_features_and_entries(tapped):
     assert view.embedding.shape == (2, classifier.in_features)
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "mobilenetv2_035", "mm resnet", "mm mobilenet"]
+)
+def test_the_last_map_of_a_cnn_is_the_one_that_is_pooled(name):
+    view = Tapped(name).view()
+    torch.testing.assert_close(view.features[3].mean((2, 3)), view.embedding)
+
+
 def test_maps_and_the_networks_layout_round_trip(tapped):
     for stage, entry in zip(tapped.stages, tapped.entries()):
         args = tapped.raw_entry(stage)

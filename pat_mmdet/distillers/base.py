@@ -77,7 +77,7 @@ class BaseDistiller(BaseModel):
         if input_size is None:
             raise ValueError(
                 "model.method.input_size is not set; give the (height, width) of the training "
-                "images, for example (800, 1216)"
+                "images, for example (800, 1216) for COCO"
             )
         # With the random state kept, a student begins with the same weights as when it is trained
         # alone with the same seed.

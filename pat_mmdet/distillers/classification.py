@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from mmengine.registry import MODELS
@@ -51,29 +52,40 @@ class ClassificationDistiller(BaseDistiller):
 
     def _add_taps(self) -> None:
         own, other = self._stage_configs
-        self._student_stages = self._stages(self.student, own, {"features"})
-        self._teacher_stages = self._stages(self.teacher, other, {"features", "prompted"})
+        self._student_stages = self._stages("student", own, {"features"})
+        self._teacher_stages = self._stages("teacher", other, {"features", "prompted"})
         _refuse_recomputation(self.student, self._student_stages)
         _refuse_recomputation(self.teacher, self._teacher_stages)
-        self._recorder = _recorder(
-            self.student, self._student_stages, {"logits": (_loss_module(self.student), 0)}
-        )
+        student_inputs, teacher_inputs = {"logits": (_loss_module(self.student), 0)}, {}
+        if "embedding" in self.needs:
+            student_inputs["embedding"] = (_classifier(self.student), 0)
+            teacher_inputs["embedding"] = (_classifier(self.teacher), 0)
+        self._recorder = _recorder(self.student, self._student_stages, student_inputs)
         # On the teacher's holder, which EMA's deep copy of this model shares.
-        self._frozen.recorder = _recorder(self.teacher, self._teacher_stages, {})
+        self._frozen.recorder = _recorder(self.teacher, self._teacher_stages, teacher_inputs)
         self._frozen.prompter = Prompter(
             self.teacher, self._teacher_stages if "prompted" in self.needs else ()
         )
 
     def _stages(
-        self, network: nn.Module, configs: Sequence[dict] | None, for_needs: set[str]
+        self, role: str, configs: Sequence[dict] | None, for_needs: set[str]
     ) -> tuple[Stage, ...]:
         """The stages of a network, if the method reads any of them."""
         if not self.needs & for_needs:
             return ()
-        if configs is not None:
-            return tuple(Stage(**cfg) for cfg in configs)
-        name = "model" if hasattr(network, "model") else "backbone"
-        return backbone_stages(getattr(network, name), name)
+        if configs is None:
+            network = getattr(self, role)
+            name = "model" if hasattr(network, "model") else "backbone"
+            stages = backbone_stages(getattr(network, name), name, role)
+        else:
+            stages = tuple(Stage(**cfg) for cfg in configs)
+        for stage in stages:
+            if stage.end is None:
+                raise ValueError(
+                    f"the stage that begins at {stage.begin!r} has no end; name the module whose "
+                    "output is its feature: dict(begin=..., end=...)"
+                )
+        return stages
 
     def _find_shapes(self, image: Tensor) -> tuple[NetworkSpec, NetworkSpec]:
         entries: dict[int, tuple[int, int, int]] = {}
@@ -82,11 +94,14 @@ class ClassificationDistiller(BaseDistiller):
             entries[index] = tuple(x.shape[1:])
             return x
 
-        with self._frozen.prompter.prompting(note):
-            teacher = self._teacher_view(image)
-        with self._recorder.recording() as records:
+        with _taking("student", image), self._recorder.recording() as records:
             logits = self.student(image, mode="tensor")
-        student = _view(self._student_stages, {**records, "logits": [logits]})
+            student = _view(self._student_stages, {**records, "logits": [logits]})
+        with _taking("teacher", image), self._frozen.prompter.prompting(note):
+            teacher = self._teacher_view(image)
+        for index, stage in enumerate(self._teacher_stages):
+            if "prompted" in self.needs and index not in entries:
+                raise ValueError(f"the module {stage.begin!r} of a stage is not run")
         return (
             _spec(student, self._student_stages),
             _spec(
@@ -140,21 +155,22 @@ class ClassificationDistiller(BaseDistiller):
 def _recorder(
     network: nn.Module, stages: Sequence[Stage], inputs: dict[str, tuple[str, int]]
 ) -> Recorder:
-    """Taps the ends of the stages, what the classifier gets, and what else is asked for."""
+    """Taps the ends of the stages, and the inputs that are asked for."""
     outputs = {f"stage{i}": stage.end for i, stage in enumerate(stages)}
     sizes = {
         f"size{i}": (stage.end, 1)
         for i, stage in enumerate(stages)
         if stage.layout == "NLC" and stage.grid is None
     }
-    embedding = {"embedding": (_classifier(network), 0)}
-    return Recorder(network, {**embedding, **sizes, **inputs}, outputs)
+    return Recorder(network, {**sizes, **inputs}, outputs)
 
 
 def _view(stages: Sequence[Stage], records: dict[str, list]) -> View:
     """Makes a view of what was recorded in one pass."""
     features = []
     for i, stage in enumerate(stages):
+        if f"stage{i}" not in records:
+            raise ValueError(f"the module {stage.end!r} of a stage is not run")
         size = records.get(f"size{i}", [None])[0]
         features.append(stage.to_map(records[f"stage{i}"][0], (None, size))[0])
     fields = {name: records[name][0] for name in ("logits", "embedding") if name in records}
@@ -187,17 +203,19 @@ def _add_targets(view: View, data_samples: list, indices: bool) -> None:
 def _classifier(network: nn.Module) -> str:
     """Finds the path of the last linear layer, which makes the logits.
 
+    Distilled DeiT has two: that of the class token is taken.
+
     Raises:
         ValueError: If there is none.
     """
-    linear = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(("head.", "model."))
-    ]
+    modules = dict(network.named_modules())
+    linear = [name for name in modules if isinstance(modules[name], nn.Linear)]
     if hasattr(network, "model"):
-        classifier = network.model.get_classifier()
-        linear = [name for name in linear if network.get_submodule(name) is classifier]
+        found = network.model.get_classifier()
+        classifier = found[0] if isinstance(found, tuple) else found
+        linear = [name for name in linear if modules[name] is classifier]
+    else:
+        linear = [name for name in linear if name.startswith("head.") and "dist" not in name]
     if not linear:
         raise ValueError(
             f"{type(network).__name__} has no linear classifier in its head; give num_classes in "
@@ -222,3 +240,20 @@ def _refuse_recomputation(network: nn.Module, stages: Sequence[Stage]) -> None:
             "with_cp=True of TimmClassifier runs parts of the network a second time, past the "
             "hooks that read its features; leave it out, or take a method on logits alone"
         )
+
+
+@contextmanager
+def _taking(role: str, image: Tensor) -> Iterator[None]:
+    """Says which network does not take images of the configured size.
+
+    Raises:
+        ValueError: If the code inside fails, as networks of a fixed size do for others.
+    """
+    try:
+        yield
+    except (AssertionError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"the {role} does not take images of model.method.input_size="
+            f"{tuple(image.shape[2:])} ({reason}); change it, or img_size in the {role}'s config"
+        ) from error

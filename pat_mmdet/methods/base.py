@@ -40,14 +40,16 @@ class BaseMethod(nn.Module, ABC):
             raise ValueError(
                 f"the student gives {len(student.features)} feature levels and the teacher "
                 f"{len(teacher.features)}; {type(self).__name__} compares them one to one. "
-                "Set num_outs and out_indices of the necks and backbones to the same levels"
+                "Let both give the same: num_outs and out_indices in detection, student_stages and "
+                "teacher_stages in classification"
             )
         widths = (student.num_classes, teacher.num_classes)
         if "logits" in self.needs and None not in widths and widths[0] != widths[1]:
             raise ValueError(
-                f"the student has {student.num_classes} classes (with background) and the teacher "
-                f"{teacher.num_classes}; {type(self).__name__} compares their logits. Train the "
-                "teacher on the student's classes, or use a method on features alone"
+                f"the student has {student.num_classes} classes and the teacher "
+                f"{teacher.num_classes} (in detection with background); {type(self).__name__} "
+                "compares their logits. Train the teacher on the student's classes, or use a "
+                "method on features alone"
             )
 
     @classmethod

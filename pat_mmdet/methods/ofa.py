@@ -128,6 +128,6 @@ def _stage_branches(student: NetworkSpec, num_classes: int) -> nn.ModuleList:
     return nn.ModuleList(
         TokenBranch(shape, max(count - 1 - i, 1), width, num_classes)
         if student.tokens
-        else MapBranch(shape[0], round(math.log2(shape[1] / last)), width, num_classes)
+        else MapBranch(shape[0], math.ceil(math.log2(shape[1] / last)), width, num_classes)
         for i, shape in enumerate(student.features)
     )

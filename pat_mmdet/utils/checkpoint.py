@@ -15,6 +15,9 @@ from mmengine.dist import barrier, get_local_rank
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
+# Weights whose shape depends on the size of the images or windows.
+_RESIZED = ("pos_embed", "relative_position_bias_table", "patch_embed.proj.weight")
+
 
 def read_checkpoint(source: str) -> dict:
     """Reads a checkpoint on the CPU, with tensors and plain Python data only.
@@ -32,11 +35,11 @@ def read_checkpoint(source: str) -> dict:
     path = _download(source) if source.startswith(("http://", "https://")) else source
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {source!r} does not exist; check the path")
+    if path.endswith(".safetensors"):
+        # A package of timm's, which detection does without.
+        from safetensors.torch import load_file
     try:
         if path.endswith(".safetensors"):
-            # A package of timm's, which detection does without.
-            from safetensors.torch import load_file
-
             return load_file(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -103,8 +106,8 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
     # Under "model" in the files of timm and of many authors.
     state = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
     own = module.state_dict()
-    if not set(own) <= set(state):
-        state = _renamed_by_timm(module, state)
+    if any(getattr(state.get(key), "shape", None) != own[key].shape for key in own):
+        state = _converted_by_timm(module, state)
     # Files from before torch counted batches lack the counters, which nothing reads.
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     reshaped = [
@@ -127,17 +130,26 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
     load_state_dict(module, used, strict=False, logger="current")
 
 
-def _renamed_by_timm(module: nn.Module, state: dict) -> dict:
-    """Lets timm rename the weights that older versions of it saved under other names."""
+def _converted_by_timm(module: nn.Module, state: dict) -> dict:
+    """Lets timm rename and reshape weights that older versions of it saved in another way."""
     network = getattr(module, "model", None)
-    rename = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-    if rename is None or not type(network).__module__.startswith("timm."):
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if convert is None or not type(network).__module__.startswith("timm."):
         return state
     try:
-        return rename(dict(state), network)
-    except (KeyError, RuntimeError, AttributeError):
-        # Not of this architecture: the message about the keys says more.
+        converted = convert(dict(state), network)
+    except Exception:
+        # Not of this architecture, on which it fails in many ways: the message about the keys
+        # says more.
         return state
+    # It also resizes tables of another image or window size, which makes another network. As they
+    # were, they are refused for their shape.
+    resized = {
+        key: value
+        for key, value in state.items()
+        if key.endswith(_RESIZED) and key in converted and converted[key].numel() != value.numel()
+    }
+    return {**converted, **resized}
 
 
 def _first(names: Sequence[str], count: int = 5) -> str:
