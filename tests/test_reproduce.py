@@ -234,10 +234,12 @@ def test_interrupt_stops_the_trainings(slurm, tmp_path):
     process = subprocess.Popen(
         [sys.executable, TOOL, "--cells", "*/none", *slurm, "wait=1"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # Shells start what runs in the background, tests perhaps, with interrupts ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     wait_for((tmp_path / "bin/calls").exists, process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=90)
     assert process.returncode == 130 and "give the same command again to go on" in output
     folder = tmp_path / "work/digits/equal" / PAIR / "none/seed_0"
     assert read_record(folder)["starts"][0]["exit_code"] is None

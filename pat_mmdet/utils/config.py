@@ -85,7 +85,8 @@ def set_work_dir(cfg: Config, work_dir: str | None) -> None:
 
 def is_distiller(cfg: Config) -> bool:
     """Tells whether a config trains a student with a teacher."""
-    return "student" in cfg.model and "teacher" in cfg.model
+    model = cfg.get("model", {})
+    return "student" in model and "teacher" in model
 
 
 def student_model(cfg: Config) -> ConfigDict:
