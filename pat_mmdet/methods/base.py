@@ -47,8 +47,8 @@ class BaseMethod(nn.Module, ABC):
         if "logits" in self.needs and None not in widths and widths[0] != widths[1]:
             raise ValueError(
                 f"the student has {student.num_classes} classes and the teacher "
-                f"{teacher.num_classes} (in detection with background); {type(self).__name__} "
-                "compares their logits. Train the teacher on the student's classes, or use a "
+                f"{teacher.num_classes}; {type(self).__name__} compares their logits (detectors "
+                "count the background). Train the teacher on the student's classes, or use a "
                 "method on features alone"
             )
 
