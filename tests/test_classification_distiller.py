@@ -271,6 +271,19 @@ def test_images_are_normalised_anew_for_the_teacher(settings):
         torch.testing.assert_close(images, expected, atol=1e-3, rtol=1e-4)
 
 
+def test_networks_without_a_preprocessor_get_that_of_the_config():
+    """As mmengine hands it over from the top level of a config."""
+    common = dict(mean=[10.0, 20.0, 30.0], std=[2.0, 2.0, 2.0])
+    model_cfg = distiller("resnet18", "small_mixer")
+    model_cfg["student"].pop("data_preprocessor")
+    model = build(dict(model_cfg, data_preprocessor=common))
+    assert model.student.data_preprocessor.mean.flatten().tolist() == common["mean"]
+    assert model.data_preprocessor is model.student.data_preprocessor
+    own = model.teacher.data_preprocessor.mean.flatten().tolist()
+    assert own == pytest.approx(IMAGENET["mean"])
+    assert "type" not in common, "the config is left as it is"
+
+
 def test_equal_normalisation_passes_the_images_on():
     model = build(distiller())
     data = batch(model)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ class BaseDistiller(BaseModel):
             may stand in a dict under the task's name.
         teacher_checkpoint (str, optional): Path or URL of the teacher's weights. ``None``, which
             must be written out, leaves the teacher to its own ``init_cfg``.
+        data_preprocessor (dict, optional): Config for the networks that have none of their own.
+            mmengine gives that of the top level of a config.
 
     Raises:
         FileNotFoundError: If the teacher's checkpoint does not exist.
@@ -67,8 +70,18 @@ class BaseDistiller(BaseModel):
     distill_weight: float | None = None
 
     def __init__(
-        self, student: dict, teacher: dict, method: dict, teacher_checkpoint: str | None
+        self,
+        student: dict,
+        teacher: dict,
+        method: dict,
+        teacher_checkpoint: str | None,
+        data_preprocessor: dict | None = None,
     ) -> None:
+        if data_preprocessor is not None:
+            student, teacher = (
+                {"data_preprocessor": deepcopy(data_preprocessor), **cfg}
+                for cfg in (student, teacher)
+            )
         network = MODELS.build(student)
         super().__init__(data_preprocessor=network.data_preprocessor)
         self.student = network

@@ -31,6 +31,7 @@ class ClassificationDistiller(BaseDistiller):
         student_stages (Sequence[dict], optional): The student's stages, a dict with the fields of
             :class:`pat_mmdet.stages.Stage` for each; known for the usual backbones.
         teacher_stages (Sequence[dict], optional): The teacher's stages.
+        data_preprocessor (dict, optional): Config for the networks that have none of their own.
 
     Raises:
         ValueError: If a path does not exist, or the stages of a network are not known.
@@ -46,9 +47,10 @@ class ClassificationDistiller(BaseDistiller):
         teacher_checkpoint: str | None,
         student_stages: Sequence[dict] | None = None,
         teacher_stages: Sequence[dict] | None = None,
+        data_preprocessor: dict | None = None,
     ) -> None:
         self._stage_configs = (student_stages, teacher_stages)
-        super().__init__(student, teacher, method, teacher_checkpoint)
+        super().__init__(student, teacher, method, teacher_checkpoint, data_preprocessor)
 
     def _add_taps(self) -> None:
         own, other = self._stage_configs
