@@ -132,7 +132,7 @@ class DenseScores:
         return torch.cat([x.permute(0, 2, 3, 1).reshape(-1, channels) for x in levels])
 
     def _with_background(self, logits: Tensor) -> Tensor:
-        """Makes scores (N, K) of sigmoids (N, K + 1)."""
+        """Gives scores (N, K) of sigmoids the column of background: (N, K + 1)."""
         missing = self._head.num_classes + 1 - logits.shape[1]
         return nn.functional.pad(logits, (0, missing))
 

@@ -8,7 +8,7 @@ classes = (
 # The models take their size from here.
 image_size = 64
 
-# For the models: no top-level `data_preprocessor`, which mmengine would give to the distiller.
+# What the models that use this data are given.
 preprocessor = dict(
     type="ClsDataPreprocessor",
     num_classes=10,

@@ -1,7 +1,7 @@
 # CIFAR-100 at 224×224, unpacked by tools/data/cifar100.py; augmented as for CNNs.
 data_root = "data/cifar100/"
 
-# For the models: no top-level `data_preprocessor`, which mmengine would give to the distiller.
+# What the models that use this data are given.
 preprocessor = dict(
     type="ClsDataPreprocessor",
     num_classes=100,

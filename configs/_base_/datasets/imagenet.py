@@ -1,7 +1,7 @@
 # ImageNet-1K in the usual folders, checked by tools/data/imagenet.py; augmented as for CNNs.
 data_root = "data/imagenet/"
 
-# For the models: no top-level `data_preprocessor`, which mmengine would give to the distiller.
+# What the models that use this data are given.
 preprocessor = dict(
     type="ClsDataPreprocessor",
     num_classes=1000,
