@@ -144,7 +144,8 @@ def test_prompted_teacher_equals_the_plain_one_at_beta_zero(prompt, backbone):
         return block(x, block.summarize(feedback[index], x.shape[-2:]))
 
     with torch.no_grad():
-        _, plain, run = model._teach(images, {"rois": [rois]}, [])
+        records = {"rois": [rois], "features": [[images] * 5]}
+        _, plain, run = model.views(images, [], records)
         prompted = run(prompting)
         for block in model.distill.prompts.values():
             block.beta.fill_(0.5)

@@ -14,9 +14,10 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from pat_mmdet.methods.base import Prompted
 from pat_mmdet.registry import build_method, method_class
 from pat_mmdet.utils.checkpoint import load_weights
-from pat_mmdet.views import NetworkSpec
+from pat_mmdet.views import NetworkSpec, View
 
 _METHOD = "distill."
 _STUDENT = "student."
@@ -126,8 +127,44 @@ class BaseDistiller(BaseModel):
         """Runs both networks on an image (1, 3, H, W) and gives their shapes."""
 
     @abstractmethod
+    def views(
+        self, inputs: Tensor, data_samples: list, records: dict[str, list]
+    ) -> tuple[View, View, Prompted]:
+        """Shows both networks to the method; the plain pass of the teacher is made here.
+
+        Args:
+            inputs (Tensor): Normalised images (B, 3, H, W), as the student had them.
+            data_samples (list): Their annotations.
+            records (dict[str, list]): What was recorded in the student's one pass.
+
+        Returns:
+            tuple: The arguments of :meth:`BaseMethod.forward`.
+        """
+
+    def record_student(
+        self, inputs: Tensor, data_samples: list
+    ) -> tuple[dict[str, Tensor], dict[str, list]]:
+        """Trains the student as it would be trained alone; gives its losses and what it showed."""
+        with self._recorder.recording() as records:
+            losses = self.student(inputs, data_samples, mode="loss")
+        return losses, records
+
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
-        """Computes the student's own losses and those of the method."""
+        """Computes the student's own losses and those of the method.
+
+        Args:
+            inputs (Tensor): Normalised images (B, 3, H, W), mixed if the student's preprocessor
+                mixes them.
+            data_samples (list): Their annotations.
+
+        Returns:
+            dict[str, Tensor]: All losses by name.
+        """
+        losses, records = self.record_student(inputs, data_samples)
+        losses.update(
+            self._weighted(lambda: self.distill(*self.views(inputs, data_samples, records)))
+        )
+        return losses
 
     def _renormalised(self, inputs: Tensor) -> Tensor:
         """Normalises the student's images (B, 3, H, W) as the teacher's preprocessor would."""

@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from pat_mmdet.distillers.base import BaseDistiller
+from pat_mmdet.methods.base import Prompted
 from pat_mmdet.stages import Stage, backbone_stages
 from pat_mmdet.taps import Prompt, Prompter, Recorder
 from pat_mmdet.views import NetworkSpec, View
@@ -114,35 +115,21 @@ class ClassificationDistiller(BaseDistiller):
             ),
         )
 
-    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
-        """Computes the student's own loss and the method's.
+    def views(
+        self, inputs: Tensor, data_samples: list, records: dict[str, list]
+    ) -> tuple[View, View, Prompted]:
+        """Shows both networks to the method, as in :class:`BaseDistiller`."""
+        student = _view(self._student_stages, records)
+        _add_targets(student, data_samples, "indices" in self.needs)
+        images = self._renormalised(inputs)
+        with torch.no_grad():
+            teacher = self._teacher_view(images)
 
-        Args:
-            inputs (Tensor): Normalised images (B, 3, H, W), mixed if the student's preprocessor
-                mixes them.
-            data_samples (list[DataSample]): Their labels or class scores.
+        def prompted(prompt: Prompt) -> View:
+            with self._frozen.prompter.prompting(prompt):
+                return self._teacher_view(images)
 
-        Returns:
-            dict[str, Tensor]: All losses by name.
-        """
-        with self._recorder.recording() as records:
-            losses = self.student(inputs, data_samples, mode="loss")
-
-        def distill() -> dict[str, Tensor]:
-            student = _view(self._student_stages, records)
-            _add_targets(student, data_samples, "indices" in self.needs)
-            images = self._renormalised(inputs)
-            with torch.no_grad():
-                teacher = self._teacher_view(images)
-
-            def prompted(prompt: Prompt) -> View:
-                with self._frozen.prompter.prompting(prompt):
-                    return self._teacher_view(images)
-
-            return self.distill(student, teacher, prompted)
-
-        losses.update(self._weighted(distill))
-        return losses
+        return student, teacher, prompted
 
     def _teacher_view(self, images: Tensor) -> View:
         """Runs the parts of the teacher that the method asked for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pat_mmdet.distillers.base import BaseDistiller
 from pat_mmdet.distillers.scores import Fields, common_scores, score_widths
+from pat_mmdet.methods.base import Prompted
 from pat_mmdet.stages import Stage, backbone_stages
 from pat_mmdet.taps import Prompt, Prompter, Recorder
 from pat_mmdet.views import NetworkSpec, View
@@ -159,50 +160,20 @@ class DetectionDistiller(BaseDistiller):
                 )
         return tuple([found.index(stride) for stride in strides] for found in (own, other))
 
-    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
-        """Computes the detector's losses and the method's.
-
-        Args:
-            inputs (Tensor): Normalised images (B, 3, H, W).
-            data_samples (list[DetDataSample]): Their annotations.
-
-        Returns:
-            dict[str, Tensor]: All losses by name.
-        """
-        with self._recorder.recording() as records:
-            losses = self.student.loss(inputs, data_samples)
-
-        def distill() -> dict[str, Tensor]:
-            maps = records.pop("features")[0]
-            own, teacher, prompted = self._teach(
-                self._teacher_images(inputs, data_samples), records, data_samples
-            )
-            student = View([maps[i] for i in self._student_levels], **own)
-            return self.distill(student, teacher, prompted)
-
-        losses.update(self._weighted(distill))
-        return losses
-
-    def _teach(
-        self, images: Tensor, records: dict[str, list], data_samples: list
-    ) -> tuple[Fields, View, Callable[[Prompt], View]]:
-        """Runs the teacher, and what the method asked for of its head.
-
-        Args:
-            images (Tensor): Normalised for the teacher, (B, 3, H, W).
-            records (dict[str, list]): What the student's head was called with.
-            data_samples (list[DetDataSample]): The images' annotations.
-
-        Returns:
-            tuple: The student's scores at the places of comparison, the teacher's view, and the
-            function that runs the teacher with prompts.
-        """
+    def views(
+        self, inputs: Tensor, data_samples: list, records: dict[str, list]
+    ) -> tuple[View, View, Prompted]:
+        """Shows both networks to the method, as in :class:`BaseDistiller`."""
+        images = self._teacher_images(inputs, data_samples)
         own, fields, read = {}, {}, lambda features: {}
         with torch.no_grad():
             features = self.teacher.extract_feat(images)
         # Not in there, as the student's scores keep their gradient.
         if self._frozen.scores is not None:
-            own, fields, read = self._frozen.scores.align(records, features, data_samples)
+            scored = {name: calls for name, calls in records.items() if name != "features"}
+            own, fields, read = self._frozen.scores.align(scored, features, data_samples)
+        maps = records["features"][0]
+        student = View([maps[i] for i in self._student_levels], **own)
 
         def view(features: Sequence[Tensor], fields: Fields) -> View:
             return View([features[i] for i in self._teacher_levels], **fields)
@@ -212,7 +183,7 @@ class DetectionDistiller(BaseDistiller):
                 features = self.teacher.extract_feat(images)
                 return view(features, read(features))
 
-        return own, view(features, fields), prompted
+        return student, view(features, fields), prompted
 
     def _teacher_images(self, inputs: Tensor, data_samples: list) -> Tensor:
         """Normalises the student's images (B, 3, H, W) as the teacher's preprocessor would."""
