@@ -361,6 +361,9 @@ def test_overlay_applies_to_the_digits_pair(name):
     assert changed <= {"model"}
     if name == "pat":
         assert changed == set(), "the pair keeps its own settings of its own method"
+    elif name == "pat_fast":
+        apart = dict(afp_stages=(2, 3), prompted_share=0.5)
+        assert {**cfg.model.method} == {**plain.model.method, **apart}
     else:
         assert {**cfg.model.method} == {"input_size": (128, 128), **overlay.method}
     assert {**cfg.model, "method": None} == {**plain.model, "method": None}

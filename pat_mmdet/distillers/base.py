@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pat_mmdet.methods.base import Prompted
 from pat_mmdet.registry import build_method, method_class
+from pat_mmdet.taps import Prompt, SharedPrefix
 from pat_mmdet.utils.checkpoint import load_weights
 from pat_mmdet.views import NetworkSpec, View
 
@@ -109,9 +110,18 @@ class BaseDistiller(BaseModel):
                 self.student.data_preprocessor, teacher_network.data_preprocessor
             )
             self._add_taps()
+            image = torch.zeros(1, 3, *input_size)
             with _dry_run(self.student, self.teacher):
-                shapes = self._find_shapes(torch.zeros(1, 3, *input_size))
+                shapes = self._find_shapes(image)
             self.distill = build_method(method, *shapes)
+            if "prompted" in self.needs:
+                stage = self._teacher_stages[self.distill.first_prompt]
+                self._frozen.prefix = SharedPrefix(
+                    self.teacher,
+                    stage.begin,
+                    run=lambda: self.teacher.extract_feat(image),
+                    read=[stage.end for stage in self._teacher_stages if stage.end],
+                )
 
     @property
     def teacher(self) -> nn.Module:
@@ -121,6 +131,23 @@ class BaseDistiller(BaseModel):
     @abstractmethod
     def _add_taps(self) -> None:
         """Registers the hooks on student and teacher that the method needs."""
+
+    @contextmanager
+    def _keeping_prefix(self) -> Iterator[dict[str, Any]]:
+        """Keeps what the prompted pass need not compute again, if there will be one."""
+        if "prompted" not in self.needs:
+            yield {}
+            return
+        with self._frozen.prefix.keeping() as kept:
+            yield kept
+
+    @contextmanager
+    def _prompting(
+        self, prompt: Prompt, kept: dict[str, Any], images: int | None
+    ) -> Iterator[None]:
+        """Has the teacher run with prompts, from the first of them on."""
+        with self._frozen.prompter.prompting(prompt), self._frozen.prefix.replaying(kept, images):
+            yield
 
     @abstractmethod
     def _find_shapes(self, image: Tensor) -> tuple[NetworkSpec, NetworkSpec]:

@@ -122,12 +122,12 @@ class ClassificationDistiller(BaseDistiller):
         student = _view(self._student_stages, records)
         _add_targets(student, data_samples, "indices" in self.needs)
         images = self._renormalised(inputs)
-        with torch.no_grad():
+        with torch.no_grad(), self._keeping_prefix() as kept:
             teacher = self._teacher_view(images)
 
-        def prompted(prompt: Prompt) -> View:
-            with self._frozen.prompter.prompting(prompt):
-                return self._teacher_view(images)
+        def prompted(prompt: Prompt, count: int | None = None) -> View:
+            with self._prompting(prompt, kept, count):
+                return self._teacher_view(images[:count])
 
         return student, teacher, prompted
 

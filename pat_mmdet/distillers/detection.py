@@ -88,7 +88,7 @@ class DetectionDistiller(BaseDistiller):
             stages = backbone_stages(self.teacher.backbone)
         else:
             stages = tuple(Stage(**cfg) for cfg in self._stage_configs)
-        self._stages = stages
+        self._teacher_stages = stages
         self._frozen.prompter = Prompter(self.teacher, stages)
 
     def _find_shapes(self, image: Tensor) -> tuple[NetworkSpec, NetworkSpec]:
@@ -105,9 +105,10 @@ class DetectionDistiller(BaseDistiller):
         with self._frozen.prompter.prompting(note):
             teacher_features = self.teacher.extract_feat(image)
         hook.remove()
-        if sorted(entries) != list(range(len(self._stages))):
+        stages = self._teacher_stages
+        if sorted(entries) != list(range(len(stages))):
             raise ValueError(
-                f"of the teacher's {len(self._stages)} stages only {sorted(entries)} are run; name "
+                f"of the teacher's {len(stages)} stages only {sorted(entries)} are run; name "
                 "modules in model.teacher_stages that the backbone calls"
             )
         student_features = self.student.extract_feat(image)
@@ -117,12 +118,11 @@ class DetectionDistiller(BaseDistiller):
         )
         own = tuple(tuple(student_features[i].shape[1:]) for i in self._student_levels)
         other = tuple(tuple(teacher_features[i].shape[1:]) for i in self._teacher_levels)
-        stage_inputs = tuple(entries[i] for i in range(len(self._stages)))
+        stage_inputs = tuple(entries[i] for i in range(len(stages)))
         # Tokens enter at the size that the stage works at; maps are often made smaller first.
         sizes = [*(shape[1:] for shape in stage_inputs), maps[-1].shape[-2:]]
         outputs = [
-            sizes[i] if stage.layout == "NLC" else sizes[i + 1]
-            for i, stage in enumerate(self._stages)
+            sizes[i] if stage.layout == "NLC" else sizes[i + 1] for i, stage in enumerate(stages)
         ]
         no_scores = (None, None)
         compared = self.needs & {"logits", "embedding"}
@@ -166,7 +166,7 @@ class DetectionDistiller(BaseDistiller):
         """Shows both networks to the method, as in :class:`BaseDistiller`."""
         images = self._teacher_images(inputs, data_samples)
         own, fields, read = {}, {}, lambda features: {}
-        with torch.no_grad():
+        with torch.no_grad(), self._keeping_prefix() as kept:
             features = self.teacher.extract_feat(images)
         # Not in there, as the student's scores keep their gradient.
         if self._frozen.scores is not None:
@@ -178,9 +178,9 @@ class DetectionDistiller(BaseDistiller):
         def view(features: Sequence[Tensor], fields: Fields) -> View:
             return View([features[i] for i in self._teacher_levels], **fields)
 
-        def prompted(prompt: Prompt) -> View:
-            with self._frozen.prompter.prompting(prompt):
-                features = self.teacher.extract_feat(images)
+        def prompted(prompt: Prompt, count: int | None = None) -> View:
+            with self._prompting(prompt, kept, count):
+                features = self.teacher.extract_feat(images[:count])
                 return view(features, read(features))
 
         return student, view(features, fields), prompted

@@ -66,14 +66,19 @@ class RoIScores:
 
         Returns:
             tuple: The student's fields of a view, the teacher's, and a function that reads
-            the teacher's for other features at the same places.
+            the teacher's for other features at the same places. Places stand in the order of the
+            images; features of the first images alone are read at the places in these.
         """
         own = {name: calls[0] for name, calls in records.items()}
         rois = own.pop("rois") if own else self._proposals(features, data_samples)
-        read = partial(self._read, rois=rois)
+        read = partial(self._read, rois=rois, images=len(data_samples))
         return own, read(features), read
 
-    def _read(self, features: Sequence[Tensor], rois: Tensor) -> Fields:
+    def _read(self, features: Sequence[Tensor], rois: Tensor, images: int) -> Fields:
+        count = len(features[0])
+        if count < images:
+            # The one thing here that waits for the device, and for a part of the batch only.
+            rois = rois[: int((rois[:, 0] < count).sum())]
         with self._recorder.recording() as records:
             logits = self._teacher.roi_head._bbox_forward(features, rois)["cls_score"]
         return {"logits": logits, "embedding": records["embedding"][0]}
@@ -106,30 +111,48 @@ class DenseScores:
         self, records: dict[str, list], features: Sequence[Tensor], data_samples: list
     ) -> tuple[Fields, Fields, Callable[[Sequence[Tensor]], Fields]]:
         """Chooses the places of a step and reads both networks there; as in `RoIScores`."""
-        scores = self._all_scores(features)
-        rank = scores[:, : self._head.num_classes].amax(1)
+        levels = self._levels(features)
+        scores = torch.cat(levels, dim=1)
+        rank = scores[..., : self._head.num_classes].amax(2)
         if not self._head.use_sigmoid_cls:
-            rank = rank - scores[:, -1]
-        own = {}
+            rank = rank - scores[..., -1]
+        rank, own = rank.flatten(), {}
         if records:
+            sizes = [len(features[0]) * level.shape[1] for level in levels]
             # GFL hands over labels and box qualities together.
-            labels = torch.cat([x[0] if isinstance(x, tuple) else x for x in records["labels"]])
+            labels = [x[0] if isinstance(x, tuple) else x for x in records["labels"]]
+            labels = self._by_image(labels, sizes, len(features[0]))
             rank = rank.masked_fill(labels < self._head.num_classes, torch.inf)
         rows = rank.topk(min(len(rank), _PLACES_PER_IMAGE * len(data_samples))).indices
+        rows = rows.sort().values
         if records:
-            logits = torch.cat(records["logits"])[rows]
-            own = {"logits": self._with_background(logits), "labels": labels[rows]}
+            logits = self._by_image(records["logits"], sizes, len(features[0]))
+            own = {"logits": self._with_background(logits[rows]), "labels": labels[rows]}
 
         def read(features: Sequence[Tensor]) -> Fields:
-            return {"logits": self._with_background(self._all_scores(features)[rows])}
+            part = rows
+            if len(features[0]) < len(scores):
+                # As with RoIs, a part of the batch has to wait for the device.
+                part = rows[: int((rows < len(features[0]) * scores.shape[1]).sum())]
+            return self._fields(torch.cat(self._levels(features), dim=1), part)
 
-        return own, {"logits": self._with_background(scores[rows])}, read
+        return own, self._fields(scores, rows), read
 
-    def _all_scores(self, features: Sequence[Tensor]) -> Tensor:
-        """The scores (N, C) of all locations, in the order of MMDetection's losses."""
+    def _fields(self, scores: Tensor, rows: Tensor) -> Fields:
+        """Takes chosen locations out of all scores (B, A, C)."""
+        return {"logits": self._with_background(scores.flatten(0, 1)[rows])}
+
+    def _levels(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The scores (B, A, C) of the locations of each level."""
         channels = self._head.cls_out_channels
-        levels = self._head(features)[0]
-        return torch.cat([x.permute(0, 2, 3, 1).reshape(-1, channels) for x in levels])
+        levels = [x.permute(0, 2, 3, 1) for x in self._head(features)[0]]
+        return [x.reshape(len(x), -1, channels) for x in levels]
+
+    @staticmethod
+    def _by_image(calls: Sequence[Tensor], sizes: Sequence[int], images: int) -> Tensor:
+        """Puts what the losses get level by level into the order of images (B·A, ...)."""
+        levels = torch.cat(list(calls)).split(sizes)
+        return torch.cat([x.unflatten(0, (images, -1)) for x in levels], dim=1).flatten(0, 1)
 
     def _with_background(self, logits: Tensor) -> Tensor:
         """Gives scores (N, K) of sigmoids the column of background: (N, K + 1)."""

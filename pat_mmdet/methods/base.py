@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from pat_mmdet.taps import Prompt
 from pat_mmdet.views import NetworkSpec, View
 
-Prompted = Callable[[Prompt], View]
+
+class Prompted(Protocol):
+    """Runs the teacher with prompts on the batch of the step, with gradient to the prompts."""
+
+    def __call__(self, prompt: Prompt, images: int | None = None) -> View:
+        """Gives the view of the prompted teacher.
+
+        Args:
+            prompt (Callable): Takes the index of a stage and its input map (B, C, H, W), and
+                returns the prompted map.
+            images (int, optional): How many images of the batch to run it on, the first ones;
+                all by default.
+
+        Returns:
+            View: Of these images; its logits are for the first rows of the plain teacher's.
+        """
 
 
 class BaseMethod(nn.Module, ABC):
@@ -33,6 +48,8 @@ class BaseMethod(nn.Module, ABC):
     """
 
     needs: frozenset[str] = frozenset()
+    # Index of the first stage with a prompt; what lies before it is computed once for both passes.
+    first_prompt: int = 0
 
     def __init__(self, student: NetworkSpec, teacher: NetworkSpec) -> None:
         super().__init__()
@@ -68,9 +85,7 @@ class BaseMethod(nn.Module, ABC):
         Args:
             student (View): The student's outputs, with gradient.
             teacher (View): The plain teacher's outputs, without gradient.
-            prompted (Callable): Runs the teacher with prompts on the same batch: takes a
-                function of a stage's index and input map (B, C, H, W), which returns the
-                prompted map, and gives the teacher's view, with gradient to the prompts.
+            prompted (Prompted): Runs the teacher with prompts on images of the batch.
 
         Returns:
             dict[str, Tensor]: Losses, scalars; keys begin with ``loss_``.

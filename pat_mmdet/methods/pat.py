@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,10 @@ class PAT(BaseMethod):
         prompt (str): ``'channel'`` or ``'spatial'``, see :class:`AdaptiveFeedbackPrompt`.
         feedback (str): ``'previous'``, ``'current'`` or ``'none'``.
         afp_stages (Sequence[int], optional): Indices of the teacher's stages with a prompt;
-            all by default.
+            all by default. What lies before the first is computed once for both passes.
+        prompted_share (float): Share of the batch that the prompted teacher sees, rounded up to
+            images; the features of the others are compared with the plain teacher's. With less
+            than 1 a step is cheaper.
         raa_grid (int): Regions along each side of a map.
         raa_dim (int): Width of a region's token.
         kd_weight (float): Weight of ``loss_kd``; with 0 the student's logits are not read, so that
@@ -67,6 +71,7 @@ class PAT(BaseMethod):
         prompt: str = "channel",
         feedback: str = "previous",
         afp_stages: Sequence[int] | None = None,
+        prompted_share: float = 1.0,
         raa_grid: int = 5,
         raa_dim: int = 64,
         kd_weight: float = 1.0,
@@ -79,10 +84,15 @@ class PAT(BaseMethod):
             raise ValueError(f"unknown feedback {feedback!r}; known: {', '.join(_FEEDBACKS)}")
         num_stages = len(teacher.stage_inputs)
         stages = range(num_stages) if afp_stages is None else afp_stages
-        if not set(stages) <= set(range(num_stages)):
+        if not stages or not set(stages) <= set(range(num_stages)):
             raise ValueError(
-                f"afp_stages={tuple(stages)}: the teacher has the stages 0 to {num_stages - 1}"
+                f"afp_stages={tuple(stages)}: the teacher has the stages 0 to {num_stages - 1}; "
+                "name one at least"
             )
+        if not 0 < prompted_share <= 1:
+            raise ValueError(f"prompted_share={prompted_share} is not above 0 and at most 1")
+        self.first_prompt = min(stages)
+        self.prompted_share = prompted_share
         self.feedback = feedback
         self.stage_features = teacher.stage_features
         self.kd_weight = kd_weight
@@ -134,11 +144,13 @@ class PAT(BaseMethod):
                 self.aligners, self.raa(student.features), teacher.features
             )
         ]
+        batch = len(aligned[0])
+        images = math.ceil(batch * self.prompted_share)
         sizes: dict[str, Sequence[int]] = {}
 
         def gap(stage: int, view: View) -> Tensor:
             level = self.stage_features[stage]
-            return aligned[level].detach() - view.features[level].detach()
+            return aligned[level][:images].detach() - view.features[level][:images].detach()
 
         def prompt(index: int, x: Tensor) -> Tensor:
             stage = str(index)
@@ -150,20 +162,29 @@ class PAT(BaseMethod):
                 feedback = self.prompts[stage].summarize(gap(index, teacher), sizes[stage])
             return self.prompts[stage](x, feedback)
 
-        adapted = prompted(prompt)
+        adapted = prompted(prompt) if images == batch else prompted(prompt, images)
         if self.feedback == "previous":
             self._previous = {
                 stage: self.prompts[stage].summarize(gap(int(stage), adapted), size)
                 for stage, size in sizes.items()
             }
-        distance = sum(hcl_loss(own, target) for own, target in zip(aligned, adapted.features))
+        distance = sum(
+            hcl_loss(own[:images], target) for own, target in zip(aligned, adapted.features)
+        )
+        if images < batch:
+            plain = sum(
+                hcl_loss(own[images:], target[images:])
+                for own, target in zip(aligned, teacher.features)
+            )
+            distance = (images * distance + (batch - images) * plain) / batch
         losses = {"loss_fd": self.fd_weight * distance}
         for name, weight, view in (
             ("loss_kd", self.kd_weight, student),
             ("loss_reg", self.reg_weight, adapted),
         ):
             if weight:
-                losses[name] = weight * kd_loss(view.logits, teacher.logits, self.temperature)
+                target = teacher.logits[: len(view.logits)]
+                losses[name] = weight * kd_loss(view.logits, target, self.temperature)
         return losses
 
     def resume_state(self) -> dict[str, Tensor]:

@@ -99,7 +99,8 @@ def apply_method(cfg: Config, name: str) -> None:
 
     Args:
         cfg (Config): Config of a distiller, changed in place. Its ``input_size`` is kept, and all
-            its settings if it has this method already.
+            its settings if it has this method already: a variant of that method (``pat_fast`` of
+            ``pat``) then changes what sets it apart, and nothing else.
         name (str): Name of an overlay in ``configs/_base_/methods``.
 
     Raises:
@@ -122,6 +123,9 @@ def apply_method(cfg: Config, name: str) -> None:
     elif method.type != own.type:
         kept = {"input_size": own.input_size} if "input_size" in own else {}
         cfg.model.method = {**kept, **method}
+    else:
+        plain = Config.fromfile(folder / f"{method.type.lower()}.py").method
+        own.update({key: method[key] for key in method if method[key] != plain.get(key)})
 
 
 def _methods_folder(cfg: Config) -> Path:

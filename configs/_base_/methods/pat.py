@@ -5,6 +5,7 @@ method = dict(
     prompt="channel",
     feedback="previous",
     afp_stages=None,
+    prompted_share=1.0,
     kd_weight=1.0,
     fd_weight=1.0,
     reg_weight=1.0,

@@ -1,0 +1,170 @@
+"""Times a training step and the passes that it cannot do without.
+
+All parts run in turn in one process, so that their ratios hold on a noisy machine. A step is
+forward and backward pass, without the optimizer. The floor of a method with prompts is the sum of
+the student's passes, the plain teacher's, and the prompted teacher's with its backward pass to the
+prompts, each alone; the prompts of the floor are one number a channel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from parts import Parts, add_arguments
+
+from pat_mmdet.utils.errors import clear_errors
+from pat_mmdet.utils.runs import write_atomic
+
+_STATUS, _REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--amp", action="store_true", help="mixed precision: fp16, on a CPU bf16")
+    parser.add_argument("--repeats", type=int, default=10, help="runs of each part")
+    parser.add_argument("--warmup", type=int, default=2, help="runs before those that count")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file too")
+    args = parser.parse_args()
+    if min(args.batch_size, args.repeats) < 1 or args.warmup < 0:
+        parser.error("--batch-size and --repeats must be at least 1, --warmup at least 0")
+    return args
+
+
+def seconds(run: Callable[[], None], device: torch.device) -> float:
+    """Times one run, with all that it started on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _resident(key: str) -> float:
+    """Memory of this process in MiB: ``VmRSS`` now, ``VmHWM`` at its highest."""
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def peak_memory(run: Callable[[], None], device: torch.device) -> float:
+    """How much memory a run takes at its highest beyond what was in use before, in MiB.
+
+    Of the allocator on a GPU, else of the resident set of the process (Linux; NaN elsewhere).
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if not _REFS.exists():
+        return float("nan")
+    ctypes.CDLL(None).malloc_trim(0)
+    _REFS.write_text("5")  # the highest is the present now
+    before = _resident("VmRSS")
+    run()
+    return _resident("VmHWM") - before
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Runs all parts in turn; gives the seconds of each run, and the memory in MiB.
+
+    Raises:
+        ValueError: If the method has no prompts.
+    """
+    dtype = None
+    if args.amp:
+        dtype = torch.float16 if torch.device(args.device).type == "cuda" else torch.bfloat16
+    own, kd = (Parts(args, method, dtype) for method in (args.method, "kd"))
+    if "prompted" not in own.model.needs:
+        raise ValueError(f"--method {args.method} has no prompts; take pat or another form of it")
+    runs = dict(
+        student=own.student,
+        teacher=own.teacher,
+        prompted=own.prompted(),
+        kd=kd.step,
+        pat=own.step,
+    )
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(args.warmup + args.repeats):
+        for name, run in runs.items():
+            spent = seconds(run, own.device)
+            if repeat >= args.warmup:
+                times[name].append(spent)
+    return times, {name: peak_memory(run, own.device) for name, run in runs.items()}
+
+
+def report(
+    times: dict[str, list[float]], memory: dict[str, float], args: argparse.Namespace
+) -> dict:
+    """Puts the figures together that are printed and written."""
+    mid = {name: median(values) for name, values in times.items()}
+    mid["floor"] = mid["student"] + mid["teacher"] + mid["prompted"]
+
+    def ratio(part: str, *others: str) -> float:
+        """The median over the runs in turn, which the noise of the machine hits alike."""
+        pairs = zip(times[part], *(times[other] for other in others))
+        return median(top / sum(bottom) for top, *bottom in pairs)
+
+    return dict(
+        **mid,
+        pat_over_kd=ratio("pat", "kd"),
+        pat_over_floor=ratio("pat", "student", "teacher", "prompted"),
+        kd_over_floor=ratio("kd", "student", "teacher"),
+        images_per_second=args.batch_size / mid["pat"],
+        peak_memory_mib=memory["pat"],
+        memory_mib=memory,
+        spread={name: [min(values), max(values)] for name, values in times.items()},
+        settings={name: value for name, value in vars(args).items() if name != "json"},
+        machine=dict(
+            device=torch.cuda.get_device_name(args.device)
+            if torch.device(args.device).type == "cuda"
+            else platform.processor() or platform.machine(),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            python=platform.python_version(),
+        ),
+    )
+
+
+def show(figures: dict) -> None:
+    """Prints the figures as a table."""
+    print(f"{'':>10} {'median ms':>10} {'min':>9} {'max':>9} {'peak MiB':>9}")
+    for name, (least, most) in figures["spread"].items():
+        print(
+            f"{name:>10} {1e3 * figures[name]:10.1f} {1e3 * least:9.1f} {1e3 * most:9.1f}"
+            f" {figures['memory_mib'][name]:9.0f}"
+        )
+    print(f"{'floor':>10} {1e3 * figures['floor']:10.1f}   (student + teacher + prompted)")
+    for name in ("pat_over_kd", "pat_over_floor", "kd_over_floor"):
+        print(f"{name:>14}: {figures[name]:.3f}")
+    print(f"images a second: {figures['images_per_second']:.2f}")
+
+
+def main() -> None:
+    """Measures as the command line says."""
+    args = parse_args()
+    with clear_errors():
+        figures = report(*measure(args), args)
+    show(figures)
+    if args.json:
+        write_atomic(Path(args.json), json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

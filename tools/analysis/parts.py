@@ -1,0 +1,152 @@
+"""The passes that a training step is made of, each to be run alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from mmdet.testing import demo_mm_inputs
+from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from pat_mmdet.utils import is_distiller, load_config
+from pat_mmdet.utils.cli import add_cfg_options
+
+# Objects of a COCO image, on average.
+_OBJECTS = 7
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that choose the networks and the batch."""
+    parser.add_argument("config", help="path of the config of a pair")
+    parser.add_argument("--method", default="pat", help="method to measure beside KD")
+    parser.add_argument("--batch-size", type=int, default=4, help="images of a step")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the images; the config's method.input_size by default",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_cfg_options(parser)
+
+
+class Parts:
+    """A student, its teacher and a method on one random batch.
+
+    Args:
+        args (argparse.Namespace): What :func:`add_arguments` reads.
+        method (str): Name of a method overlay.
+        dtype (torch.dtype, optional): Precision of autocast; full precision without.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: If it has no teacher, or the size is not one or two numbers.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, method: str, dtype: torch.dtype | None = None
+    ) -> None:
+        # The speed does not depend on the weights: nothing is downloaded.
+        options = {"model.teacher_checkpoint": None, "model.teacher.pretrained": False}
+        cfg = load_config(args.config)
+        if not is_distiller(cfg):
+            raise ValueError(f"config {args.config!r} has no teacher; take one of configs/pat")
+        if "pretrained" not in cfg.model.teacher:
+            del options["model.teacher.pretrained"]
+        size = args.size or cfg.model.method.input_size
+        if len(size) > 2:
+            raise ValueError(f"--size takes one or two numbers, not {len(size)}")
+        size = (size[0], size[-1])
+        if tuple(cfg.model.method.input_size) != size:
+            options["model.method.input_size"] = size
+        cfg = load_config(args.config, {**options, **(args.cfg_options or {})}, method)
+        init_default_scope(cfg.default_scope)
+        torch.manual_seed(0)
+        self.model = MODELS.build(cfg.model).to(args.device).train()
+        self.device = torch.device(args.device)
+        self._dtype = dtype
+        data = _batch(self.model, args.batch_size, size)
+        self.inputs, self.samples = self.model.data_preprocessor(data, True).values()
+        self._records = None
+        self._scales: list[nn.Parameter] = []
+
+    def step(self) -> None:
+        """One step of training, without the optimizer: forward, losses, backward."""
+        with self._precision():
+            losses = self.model(self.inputs, self.samples, mode="loss")
+        self._backward(losses)
+
+    def student(self) -> None:
+        """Forward and backward pass of the student alone."""
+        with self._precision():
+            losses = self.model.student(self.inputs, self.samples, mode="loss")
+        self._backward(losses)
+
+    def teacher(self) -> None:
+        """The plain pass of the teacher, of the parts that the method needs."""
+        self._views()
+
+    def prompted_forward(self) -> list[Tensor]:
+        """The forward pass of the teacher with the least prompt: one number a channel and stage.
+
+        Returns:
+            list[Tensor]: Features and logits, with gradient to the prompts.
+        """
+        _, _, prompted = self._views()
+        return self._prompted_outputs(prompted)
+
+    def prompted(self) -> Callable[[], None]:
+        """Gives the function of the prompted pass, forward and backward to the prompts."""
+        prompted = self._views()[2]
+        with torch.no_grad():
+            gradients = [torch.randn_like(x) for x in self._prompted_outputs(prompted)]
+
+        def run() -> None:
+            torch.autograd.backward(self._prompted_outputs(prompted), gradients)
+            self._scales.clear()
+
+        return run
+
+    def _views(self) -> tuple:
+        """Runs the plain teacher on what the student showed in an earlier pass."""
+        with self._precision():
+            if self._records is None:
+                with torch.no_grad():
+                    _, self._records = self.model.record_student(self.inputs, self.samples)
+            return self.model.views(self.inputs, self.samples, self._records)
+
+    def _prompted_outputs(self, prompted: Callable) -> list[Tensor]:
+        with self._precision():
+            view = prompted(self._least_prompt)
+        return [x for x in (*view.features, view.logits) if x is not None]
+
+    def _least_prompt(self, index: int, x: Tensor) -> Tensor:
+        self._scales.append(nn.Parameter(x.new_zeros(x.shape[1], 1, 1)))
+        return x + self._scales[-1]
+
+    def _precision(self) -> torch.autocast | nullcontext:
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+    def _backward(self, losses: dict[str, Tensor]) -> None:
+        total, _ = self.model.parse_losses(losses)
+        total.backward()
+        self.model.zero_grad(set_to_none=True)
+
+
+def _batch(model: nn.Module, count: int, size: Sequence[int]) -> dict:
+    """Random images with annotations, as a data loader gives them."""
+    # Labels 0 and 1, which every data set has.
+    if model.task == "detection":
+        return demo_mm_inputs(
+            count, (3, *size), [_OBJECTS] * count, num_classes=2, use_box_type=True
+        )
+    images = torch.randint(256, (count, 3, *size), dtype=torch.uint8)
+    samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i % 2) for i in range(count)]
+    return dict(inputs=images, data_samples=samples)
