@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -103,8 +104,7 @@ class Parts:
     def prompted(self) -> Callable[[], None]:
         """Gives the function of the prompted pass, forward and backward to the prompts."""
         prompted = self._views()[2]
-        with torch.no_grad():
-            gradients = [torch.randn_like(x) for x in self._prompted_outputs(prompted)]
+        gradients = [torch.randn_like(x) for x in self._prompted_outputs(prompted)]
 
         def run() -> None:
             torch.autograd.backward(self._prompted_outputs(prompted), gradients)
@@ -122,10 +122,17 @@ class Parts:
 
     def _prompted_outputs(self, prompted: Callable) -> list[Tensor]:
         with self._precision():
-            view = prompted(self._least_prompt)
-        return [x for x in (*view.features, view.logits) if x is not None]
+            view = prompted(
+                self._least_prompt,
+                math.ceil(len(self.inputs) * self.model.distill.prompted_share),
+            )
+        outputs = [x for x in (*view.features, view.logits) if x is not None]
+        # Those before the first prompt have no gradient.
+        return [x for x in outputs if x.requires_grad]
 
     def _least_prompt(self, index: int, x: Tensor) -> Tensor:
+        if str(index) not in self.model.distill.prompts:
+            return x
         self._scales.append(nn.Parameter(x.new_zeros(x.shape[1], 1, 1)))
         return x + self._scales[-1]
 
