@@ -11,6 +11,8 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
+from pat_mmdet.cpu import keep_memory
+
 SETTINGS = {
     "equal": "the same iterations, learning rate and EMA for all methods, those of the config",
     "published": "each method with the settings that its authors' run had, as the config's "
@@ -160,6 +162,7 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     if torch.cuda.is_available():
         return
+    keep_memory()
     wrapper = cfg.get("optim_wrapper") or {}
     if wrapper.get("type") == "AmpOptimWrapper":
         print_log("no GPU: full precision instead of mixed", "current", logging.WARNING)
