@@ -270,6 +270,7 @@ def test_images_of_ones_own_in_place_of_cifar10():
         assert loader.dataset.metainfo.classes == ("cat", "dog")
     student, teacher = cfg.model.student, cfg.model.teacher
     assert student.head.num_classes == student.data_preprocessor.num_classes == 2
+    assert cfg.val_evaluator.topk == cfg.test_evaluator.topk == (1,)
     assert teacher.num_classes == teacher.data_preprocessor.num_classes == 2
 
 
