@@ -7,8 +7,10 @@ pair with every method, on images of its config's size, is run by ``-m full``.
 import copy
 from itertools import product
 
+import classifiers
 import pytest
 import torch
+from classifiers import check_prompts
 from leaves import OVERLAYS, PAIRS, PUBLISHED, build, load, pair_name, shrink, untrained
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.structures import DataSample
@@ -86,6 +88,16 @@ def test_the_rotation_has_every_pair_and_every_student_with_every_method():
 )
 def test_every_student_with_every_method(pair, method):
     check_two_steps(pair, method, side=64)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("prompt", ["channel", "spatial"])
+@pytest.mark.parametrize("teacher", sorted({teacher for teacher, _, _ in PUBLISHED}))
+def test_prompted_teacher_equals_the_plain_one_at_beta_zero(teacher, prompt):
+    cfg = untrained(load(pair_name(*next(pair for pair in PUBLISHED if pair[0] == teacher))))
+    cfg.model.method.prompt = prompt
+    model = classifiers.build(cfg.model)
+    check_prompts(model, model.data_preprocessor(images(224), True))
 
 
 @pytest.mark.full
