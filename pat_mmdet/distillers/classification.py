@@ -56,7 +56,7 @@ class ClassificationDistiller(BaseDistiller):
 
     def _add_taps(self) -> None:
         own, other = self._stage_configs
-        self._student_stages = self._stages("student", own, {"features"})
+        self._student_stages = self._stages("student", own, {"features", "student_features"})
         self._teacher_stages = self._stages("teacher", other, {"features", "prompted"})
         _refuse_recomputation(self.student, self._student_stages)
         _refuse_recomputation(self.teacher, self._teacher_stages)
