@@ -19,6 +19,7 @@ def can_multiply(*factors: Tensor) -> bool:
         _AVAILABLE
         and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in factors)
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
     )
 
 
