@@ -1,6 +1,7 @@
 """Faster forms of a frozen teacher: each gives what the library's own layer gives."""
 
 import copy
+from functools import partial
 
 import classifiers
 import pairs
@@ -12,6 +13,7 @@ from torch import nn
 from pat_mmdet import cpu, frozen
 from pat_mmdet.blocks import compile_blocks, recompute_blocks
 from pat_mmdet.frozen import speed_up
+from pat_mmdet.taps import Recorder
 
 
 def assert_equal_networks(first, second, inputs, run=lambda network, x: network(x)):
@@ -158,6 +160,21 @@ def test_product():
     torch.testing.assert_close(cpu.product(x, cpu.pack(weight)), x @ weight.t())
 
 
+@pytest.mark.parametrize("rows", [3, 40])
+def test_linear_in_training(rows):
+    x = torch.randn(2, rows, 8, requires_grad=True)
+    layer = nn.Linear(8, 12)
+    inputs = (x, layer.weight, layer.bias)
+    out, expected = cpu.linear(*inputs), layer(x)
+    torch.testing.assert_close(out, expected)
+    weights = torch.randn_like(out)
+    grads, others = (torch.autograd.grad((y * weights).sum(), inputs) for y in (out, expected))
+    for grad, other in zip(grads, others):
+        torch.testing.assert_close(grad, other)
+    double = [value.detach().double() for value in inputs]
+    assert torch.equal(cpu.linear(*double), torch.nn.functional.linear(*double))
+
+
 def test_kept_memory_is_used_again():
     """After `keep_memory` a block that was freed is there without a page fault."""
     import resource
@@ -276,6 +293,21 @@ def test_recomputation_keeps_less():
             model(**data, mode="loss")
         kept[recompute] = sum(sizes.values())
     assert kept[True] < 0.9 * kept[False]
+
+
+def test_compiled_blocks_give_the_same_and_leave_the_hooks(monkeypatch):
+    """Traced by dynamo and run as they are, which is what may go wrong between hooks and code."""
+    compiled = []
+    whole = partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or whole(f))
+    init_default_scope("mmpretrain")
+    own, other = both(MODELS.build(classifiers.config("resnet18", channels=(4, 4, 4, 4))))
+    recorder = Recorder(other, outputs={"end": "model.layer2.1"})
+    compile_blocks(other)
+    assert len(compiled) == 8
+    with recorder.recording() as records:
+        assert_equal_networks(own, other, torch.randn(2, 3, 64, 64))
+    assert records["end"][0].shape == (2, 4, 8, 8)
 
 
 def test_networks_without_blocks_are_refused():

@@ -4,7 +4,7 @@ All parts run in turn in one process, so that their ratios hold on a noisy machi
 forward and backward pass, without the optimizer. The floor of a method with prompts is the sum of
 the student's passes, the plain teacher's, and the prompted teacher's with its backward pass to the
 prompts, each alone. The bare floor leaves out what the prompts themselves cost: they are one number
-a channel there.
+a channel there. "library" is the plain teacher with the libraries' own layers.
 """
 
 from __future__ import annotations
@@ -121,15 +121,17 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
     own, kd = (Parts(args, method, dtype, args.compile) for method in (args.method, "kd"))
     if "prompted" not in own.model.needs:
         raise ValueError(f"--method {args.method} has no prompts; take pat or another form of it")
+    slow = Parts(args, args.method, dtype, args.compile, fast_teacher=False)
     runs = dict(
         student=own.student,
         teacher=own.teacher,
+        library=slow.teacher,
         prompted=own.prompted(),
         bare=own.prompted(bare=True),
         kd=kd.step,
         pat=own.step,
     )
-    saved = {name: saved_memory(runs[name], own.model) for name in ("student", "prompted")}
+    saved = {name: saved_memory(runs[name], own.model) for name in ("student", "prompted", "pat")}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(args.warmup + args.repeats):
         for name, run in runs.items():
@@ -143,6 +145,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
 def report(times: dict[str, list[float]], memory: dict[str, Any], args: argparse.Namespace) -> dict:
     """Puts the figures together that are printed and written."""
     mid = {name: median(values) for name, values in times.items()}
+    saved = memory["saved"]
     mid["floor"] = mid["student"] + mid["teacher"] + mid["prompted"]
 
     def ratio(part: str, *others: str) -> float:
@@ -156,8 +159,10 @@ def report(times: dict[str, list[float]], memory: dict[str, Any], args: argparse
         pat_over_floor=ratio("pat", "student", "teacher", "prompted"),
         pat_over_bare_floor=ratio("pat", "student", "teacher", "bare"),
         kd_over_floor=ratio("kd", "student", "teacher"),
+        library_over_teacher=ratio("library", "teacher"),
         images_per_second=args.batch_size / mid["pat"],
         peak_memory_mib=memory["peak"]["pat"],
+        saved_over_floor=saved["pat"] / (saved["student"] + saved["prompted"]),
         memory_mib=memory,
         spread={name: [min(values), max(values)] for name, values in times.items()},
         settings={name: value for name, value in vars(args).items() if name != "json"},
@@ -181,13 +186,14 @@ def show(figures: dict) -> None:
             f" {figures['memory_mib']['peak'][name]:9.0f}"
         )
     print(f"{'floor':>10} {1e3 * figures['floor']:10.1f}   (student + teacher + prompted)")
-    for name in ("pat_over_kd", "pat_over_floor", "pat_over_bare_floor", "kd_over_floor"):
+    for name in [name for name in figures if "_over_" in name and "saved" not in name]:
         print(f"{name:>20}: {figures[name]:.3f}")
     memory = figures["memory_mib"]
     print(
-        f"kept for the backward pass, alone: student {memory['saved']['student']:.0f} MiB, "
-        f"prompted {memory['saved']['prompted']:.0f} MiB; gradients of parameters "
-        f"{memory['gradients']:.0f} MiB"
+        "kept for the backward pass, MiB: "
+        + ", ".join(f"{name} {size:.0f}" for name, size in memory["saved"].items())
+        + f" ({figures['saved_over_floor']:.3f} of student + prompted); "
+        f"gradients of parameters {memory['gradients']:.0f}"
     )
     print(f"images a second: {figures['images_per_second']:.2f}")
 

@@ -48,6 +48,7 @@ class Parts:
         method (str): Name of a method overlay.
         dtype (torch.dtype, optional): Precision of autocast; full precision without.
         compile (bool): Whether to compile the blocks of both networks.
+        fast_teacher (bool): Whether the teacher's layers are computed in faster forms.
 
     Raises:
         FileNotFoundError: If there is no such config.
@@ -60,11 +61,16 @@ class Parts:
         method: str,
         dtype: torch.dtype | None = None,
         compile: bool = False,
+        fast_teacher: bool = True,
     ) -> None:
         cfg = load_config(args.config)
         if not is_distiller(cfg):
             raise ValueError(f"config {args.config!r} has no teacher; take one of configs/pat")
-        options = {"model.teacher_checkpoint": None, "model.compile": compile}
+        options = {
+            "model.teacher_checkpoint": None,
+            "model.compile": compile,
+            "model.fast_teacher": fast_teacher,
+        }
         size = args.size or cfg.model.method.input_size
         if len(size) > 2:
             raise ValueError(f"--size takes one or two numbers, not {len(size)}")
