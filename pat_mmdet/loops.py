@@ -17,7 +17,7 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 # Separates the seeds of steps from those of samples.
 _STEP, _SAMPLE = 0, 1
@@ -201,6 +201,11 @@ class _SeededDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, tuple[int, ...]]) -> Any:
         index, seed = item
+        if get_worker_info() is not None:
+            # A worker draws for samples alone: it has no state to keep, which would cost more than
+            # the rest of the seeding.
+            _seed_cpu(seed)
+            return self.dataset[index]
         with _seeded(seed):
             return self.dataset[index]
 
