@@ -88,6 +88,8 @@ def gathered_bytes(parts: Parts) -> int:
 
 def measure(args: argparse.Namespace) -> dict:
     """Counts all parts of a step; the figures are those that are printed and written."""
+    # The faster forms of a teacher take products of their own, which are unknown to the counter.
+    args.cfg_options = {"model.fast_teacher": False, **(args.cfg_options or {})}
     own, kd = Parts(args, args.method), Parts(args, "kd")
     model = own.model
     own.teacher()  # the first run also asks the student what to compare
@@ -100,8 +102,10 @@ def measure(args: argparse.Namespace) -> dict:
         teacher_forward=teacher,
     )
     if "prompted" in model.needs:
-        counted["prompted_forward"] = flops(own.prompted_forward) - teacher
-        counted["prompted_backward"] = flops(own.prompted()) - counted["prompted_forward"]
+        # With bare prompts, as the method's layers are counted apart.
+        forward = flops(lambda: own.prompted_forward(bare=True)) - teacher
+        counted["prompted_forward"] = forward
+        counted["prompted_backward"] = flops(own.prompted(bare=True)) - forward
     layers = layers_forward(own)
     # Which layer a backward pass belongs to is not known to the counter.
     backward = step - sum(counted.values()) - sum(layers.values())
