@@ -25,6 +25,7 @@ MM = [
 ]
 CLASSIFICATION = ["mmpretrain>=1.0.0,<2.0.0", "timm>=0.9"]
 DEMO = ["scikit-learn", "matplotlib"]
+FASTER_EVAL = ["faster-coco-eval>=1.6.5"]
 
 setup(
     name="pat_mmdet",
@@ -40,7 +41,8 @@ setup(
         "mm": MM,
         "classification": CLASSIFICATION,
         "demo": DEMO,
-        "test": [*DEMO, "pytest", "pytest-xdist", "ruff"],
+        "faster-eval": FASTER_EVAL,
+        "test": [*DEMO, *FASTER_EVAL, "pytest", "pytest-xdist", "ruff"],
         "all": [*MM, *CLASSIFICATION, *DEMO],
     },
 )

@@ -63,7 +63,15 @@ def _register_all() -> None:
             stacklevel=3,
         )
         return
-    from . import backbones, datasets, distillers, hooks, loops, methods  # noqa: F401
+    from . import (  # noqa: F401
+        backbones,
+        datasets,
+        distillers,
+        evaluation,
+        hooks,
+        loops,
+        methods,
+    )
 
     if _installed("mmpretrain") and _installed("timm"):
         from . import classifiers, timm_models  # noqa: F401

@@ -17,7 +17,7 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 # Separates the seeds of steps from those of samples.
 _STEP, _SAMPLE = 0, 1
@@ -38,14 +38,16 @@ class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
 
     def __init__(self, runner: Runner, dataloader: dict, **kwargs: Any) -> None:
         self._dataloader_cfg = dataloader
-        super().__init__(runner, _resumable_loader(runner, dataloader), **kwargs)
+        super().__init__(runner, training_dataloader(dataloader, **_seeds(runner)), **kwargs)
 
     def run(self) -> torch.nn.Module:
         """Trains from the current iteration to the last."""
         if self._iter >= self._max_iters:
             return _evaluate_finished(self)
         if self._iter > 0:
-            self.dataloader = _resumable_loader(self.runner, self._dataloader_cfg, self._iter)
+            self.dataloader = training_dataloader(
+                self._dataloader_cfg, first_batch=self._iter, **_seeds(self.runner)
+            )
             self.dataloader_iterator = _after_skipping(self._iter, iter(self.dataloader))
         return super().run()
 
@@ -68,7 +70,8 @@ class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
     """
 
     def __init__(self, runner: Runner, dataloader: dict, **kwargs: Any) -> None:
-        super().__init__(runner, _resumable_loader(runner, dataloader, endless=False), **kwargs)
+        loader = training_dataloader(dataloader, endless=False, **_seeds(runner))
+        super().__init__(runner, loader, **kwargs)
 
     def run(self) -> torch.nn.Module:
         """Trains from the current epoch to the last."""
@@ -100,15 +103,34 @@ def _after_skipping(steps: int, batches: Iterator) -> Iterator:
     yield from batches
 
 
-def _resumable_loader(
-    runner: Runner, cfg: dict, first_batch: int = 0, endless: bool = True
-) -> DataLoader:
-    """Builds the data loader of a config with seeded samples, from a batch on."""
+def _seeds(runner: Runner) -> dict[str, Any]:
+    """How a runner wants its training data seeded."""
     diff_rank_seed = runner._randomness_cfg.get("diff_rank_seed", False)
-    loader = runner.build_dataloader(cfg, seed=runner.seed, diff_rank_seed=diff_rank_seed)
-    seed = (_SAMPLE, runner.seed, get_rank())
+    return dict(seed=runner.seed, diff_rank_seed=diff_rank_seed)
+
+
+def training_dataloader(
+    cfg: dict,
+    seed: int,
+    diff_rank_seed: bool = False,
+    first_batch: int = 0,
+    endless: bool = True,
+) -> DataLoader:
+    """Builds the data loader of a config with seeded samples, as the training loops use it.
+
+    Args:
+        cfg (dict): Config of the data loader.
+        seed (int): Seed of the order of the samples and of their augmentation.
+        diff_rank_seed (bool): Whether the sampler of each process has a seed of its own.
+        first_batch (int): The number of the first batch to give.
+        endless (bool): Whether to go on with the next epoch after the last batch of one.
+
+    Returns:
+        DataLoader: The data loader.
+    """
+    loader = Runner.build_dataloader(cfg, seed=seed, diff_rank_seed=diff_rank_seed)
     kind = _SeededBatches if endless else _SeededEpoch
-    batches = kind(loader.batch_sampler, seed, first_batch)
+    batches = kind(loader.batch_sampler, (_SAMPLE, seed, get_rank()), first_batch)
     return DataLoader(
         _SeededDataset(loader.dataset),
         batch_sampler=batches,
@@ -179,6 +201,11 @@ class _SeededDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, tuple[int, ...]]) -> Any:
         index, seed = item
+        if get_worker_info() is not None:
+            # A worker draws for samples alone: it has no state to keep, which would cost more than
+            # the rest of the seeding.
+            _seed_cpu(seed)
+            return self.dataset[index]
         with _seeded(seed):
             return self.dataset[index]
 

@@ -11,12 +11,16 @@ from conftest import ROOT
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler, InfiniteSampler, pseudo_collate
 from mmengine.registry import MODELS, Registry, init_default_scope
-from mmengine.runner import Runner
 from pairs import PAIR
 from torch.utils.data import BatchSampler, Dataset
 
 from pat_mmdet import loops
-from pat_mmdet.loops import _after_skipping, _resumable_loader, _SeededBatches, _SeededDataset
+from pat_mmdet.loops import (
+    _after_skipping,
+    _SeededBatches,
+    _SeededDataset,
+    training_dataloader,
+)
 from pat_mmdet.registry import build_method
 from pat_mmdet.utils import check_data, load_config, prepare_environment, set_work_dir
 from pat_mmdet.utils import config as config_module
@@ -343,9 +347,6 @@ def test_the_global_random_state_is_left_alone(fails, monkeypatch):
 
 
 def make_loader(first=0, workers=0, rank=0, seed=3, kind="InfiniteSampler"):
-    runner = SimpleNamespace(
-        seed=seed, _randomness_cfg={}, build_dataloader=Runner.build_dataloader
-    )
     cfg = dict(
         dataset=Images(),
         batch_size=2,
@@ -356,7 +357,7 @@ def make_loader(first=0, workers=0, rank=0, seed=3, kind="InfiniteSampler"):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loops, "get_rank", lambda: rank)
-        return _resumable_loader(runner, cfg, first)
+        return training_dataloader(cfg, seed, first_batch=first)
 
 
 def take(loader, count):

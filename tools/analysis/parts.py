@@ -108,13 +108,17 @@ class Parts:
         """The plain pass of the teacher, of the parts that the method needs."""
         self._views()
 
-    def prompted_forward(self) -> list[Tensor]:
-        """The forward pass of the teacher with the method's prompts.
+    def prompted_forward(self, bare: bool = False) -> list[Tensor]:
+        """The plain pass of the teacher, then its forward pass with prompts.
+
+        Args:
+            bare (bool): As in :meth:`prompted`.
 
         Returns:
             list[Tensor]: Features and logits, with gradient to the prompts.
         """
-        return self._prompted_outputs(self._views()[2], self._own_prompt)
+        prompt = self._bare_prompt if bare else self._own_prompt
+        return self._prompted_outputs(self._views()[2], prompt)
 
     def prompted(self, bare: bool = False) -> Callable[[], None]:
         """Gives the function of the prompted pass, forward and backward to the prompts.

@@ -1,0 +1,43 @@
+"""COCO evaluation with compiled matching."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+from mmdet.evaluation import CocoMetric
+from mmdet.evaluation.metrics import coco_metric
+from mmengine.registry import METRICS
+from pycocotools.cocoeval import COCOeval
+
+
+@METRICS.register_module()
+class FasterCocoMetric(CocoMetric):
+    """A ``CocoMetric`` that matches boxes with faster-coco-eval: the same values in less time.
+
+    The arguments are those of MMDetection's ``CocoMetric``.
+
+    Raises:
+        ValueError: If faster-coco-eval cannot be imported.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            from faster_coco_eval.core.faster_eval_api import COCOeval as FasterCOCOeval
+        except ImportError as error:
+            raise ValueError(
+                f"FasterCocoMetric needs faster-coco-eval, which cannot be imported ({error}). To "
+                'install it: pip install "faster-coco-eval>=1.6.5"; or set the evaluator\'s type '
+                "to CocoMetric, which gives the same values"
+            ) from None
+        # With more than 100 detections an image the summaries differ: that of pycocotools takes
+        # the first 100 for mAP, that of faster-coco-eval all of them.
+        self._evaluator = type("Evaluator", (FasterCOCOeval,), dict(summarize=COCOeval.summarize))
+        super().__init__(*args, **kwargs)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """Computes the metrics of all images, as ``CocoMetric`` does."""
+        # MMDetection takes its evaluators from its module and offers no other way to change them.
+        evaluators = dict(COCOeval=self._evaluator, COCOevalMP=self._evaluator)
+        with patch.multiple(coco_metric, **evaluators):
+            return super().compute_metrics(results)
