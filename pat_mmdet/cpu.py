@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _OPS = torch.ops.mkldnn
-_AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(_OPS, "_reorder_linear_weight")
+# Before 2.4, torch does not tell whether autocast is on for a device.
+_AVAILABLE = (
+    torch.__version__ >= (2, 4)
+    and torch.backends.mkldnn.is_available()
+    and hasattr(_OPS, "_reorder_linear_weight")
+)
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
