@@ -395,10 +395,10 @@ TABLES = {
         ),
         _small(
             "cifar10",
-            ("deit_mini-res18_mini", "deit_mini-mixer_mini"),
-            "deit_mini",
+            ("tinyvit_mini-res18_mini", "tinyvit_mini-mixer_mini"),
+            "tinyvit_mini",
             _TOP1,
-            _CLASSIFICATION,
+            (*_CLASSIFICATION, "pat_fast"),
             title="CIFAR-10 images in folders, small networks. Nothing is published for this table",
             data="unpack them with tools/data/cifar10.py",
         ),
@@ -418,7 +418,7 @@ TABLES = {
             ("swin_p-mbv2",),
             "faster-rcnn_swin-p_fpn",
             _COCO_METRICS,
-            _DETECTION,
+            (*_DETECTION, "pat_fast"),
             title="BCCD blood cells, small Faster R-CNN. Nothing is published for this table",
             data="get github.com/Shenggan/BCCD_Dataset and convert it with tools/data/voc2coco.py; "
             "the commands are in docs/results.md",

@@ -51,7 +51,7 @@ IMAGENET = dict(
     swin_n=("res50", "convnext_t", "mixer_b16"),
     resmlp_s12=("res50", "convnext_t", "swin_t"),
 )
-CIFAR10 = dict(res18_mini=("deit_mini",), mixer_mini=("deit_mini",))
+CIFAR10 = dict(res18_mini=("tinyvit_mini",), mixer_mini=("tinyvit_mini",))
 TABLES = dict(cifar100=CIFAR100, imagenet=IMAGENET, cifar10=CIFAR10)
 PAIRS = [
     (teacher, student, data)
@@ -140,9 +140,10 @@ def test_a_pair_is_its_student_and_its_teacher(pair):
     assert is_distiller(cfg) and cfg.model.type == "ClassificationDistiller"
     assert cfg.model.student == student.model
     assert {**cfg.model.teacher, "pretrained": None} == {**teacher.model, "pretrained": None}
-    size = (64, 64) if data == "cifar10" else (224, 224)
+    small = dict(input_size=(32, 32), raa_grid=2, raa_dim=128)
+    own = small if data == "cifar10" else dict(input_size=(224, 224))
     overlay = Config.fromfile(CONFIGS / "_base_/methods/pat.py").method
-    assert {**cfg.model.method} == {"input_size": size, **overlay}
+    assert {**cfg.model.method} == {**overlay, **own}
 
 
 @pytest.mark.parametrize("pair", PUBLISHED, ids="-".join)
@@ -314,7 +315,7 @@ def test_crd_knows_how_many_images_there_are():
 
 def test_images_of_ones_own_in_place_of_cifar10():
     options = dict(data_root="mine/", classes=("cat", "dog"))
-    cfg = read(pair_name("deit_mini", "res18_mini", "cifar10"), options)
+    cfg = read(pair_name("tinyvit_mini", "res18_mini", "cifar10"), options)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.data_root == "mine/"
         assert loader.dataset.metainfo.classes == ("cat", "dog")
@@ -331,10 +332,10 @@ def test_data_of_another_place(data):
 
 
 def test_the_checkpoint_of_the_small_teacher_is_the_one_that_it_writes():
-    teacher = cached("teachers/deit_mini_cifar10")
+    teacher = cached("teachers/tinyvit_mini_cifar10")
     for student in CIFAR10:
-        model = cached(pair_name("deit_mini", student, "cifar10")).model
-        expected = f"work_dirs/deit_mini_cifar10/epoch_{teacher.train_cfg.max_epochs}.pth"
+        model = cached(pair_name("tinyvit_mini", student, "cifar10")).model
+        expected = f"work_dirs/tinyvit_mini_cifar10/epoch_{teacher.train_cfg.max_epochs}.pth"
         assert model.teacher_checkpoint == expected
 
 
@@ -373,9 +374,9 @@ def batch(model, num_classes, side=64):
         ("vit_s", "mbv2", "cifar100"),
         ("deit_t", "res18", "imagenet"),
         ("convnext_t", "swin_n", "imagenet"),
-        ("deit_mini", "mixer_mini", "cifar10"),
+        ("tinyvit_mini", "mixer_mini", "cifar10"),
         ("res50", "deit_t", "imagenet"),
-        ("deit_mini", "res18_mini", "cifar10"),
+        ("tinyvit_mini", "res18_mini", "cifar10"),
     ],
     ids="-".join,
 )
