@@ -19,7 +19,7 @@ model = dict(
 )
 
 max_epochs = 20
-train_cfg = dict(max_epochs=max_epochs)
+train_cfg = dict(max_epochs=max_epochs, val_interval=4)
 param_scheduler = [
     dict(
         type="LinearLR",

@@ -1,7 +1,7 @@
 # A few epochs of 128 small images: runs without a GPU.
-max_epochs = 4
+max_epochs = 3
 
-train_cfg = dict(type="ResumableEpochBasedTrainLoop", max_epochs=max_epochs, val_interval=4)
+train_cfg = dict(type="ResumableEpochBasedTrainLoop", max_epochs=max_epochs, val_interval=3)
 
 optim_wrapper = dict(
     type="OptimWrapper",
