@@ -21,6 +21,13 @@ param_scheduler = [
         end=1,
         convert_to_iter_based=True,
     ),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=1, end=max_epochs),
+    # Each iteration a step: with one an epoch, so short a run would not come down to small rates.
+    dict(
+        type="CosineAnnealingLR",
+        by_epoch=True,
+        begin=1,
+        end=max_epochs,
+        convert_to_iter_based=True,
+    ),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=128)
