@@ -10,7 +10,7 @@ VENV_PYTHON := .venv/bin/python
 help:
 	@echo "make demo         train a teacher, a student alone and a student with PAT on generated data, and compare them"
 	@echo "make table-demo   the same with all methods and two seeds; ends with a table"
-	@echo "make test         lint and tests          (ARGS='-k losses' picks tests)"
+	@echo "make test         lint and tests          (ARGS='-k losses' picks tests, ARGS='-m full' takes the long ones)"
 	@echo "make lint         ruff, check and format"
 	@echo "make env          set up .venv only       (PYTHON=python3.11 picks the interpreter)"
 

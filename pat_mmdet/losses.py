@@ -428,12 +428,76 @@ def hcl_loss(s: Tensor, t: Tensor) -> Tensor:
         ValueError: The maps are not of equal shape (B, C, H, W).
     """
     _require(s.ndim == 4 and s.shape == t.shape, "two (B, C, H, W) maps of equal shape", s, t)
-    gap = s - t
-    loss, weight, weights = _mean(gap.square()), 1.0, 1.0
-    for side in (4, 2, 1):
-        if side < s.shape[2]:
-            weight /= 2
-            # Pooling is linear, so pooling the gap serves both maps.
-            loss = loss + weight * _mean(F.adaptive_avg_pool2d(gap, side).square())
-            weights += weight
-    return loss / weights
+    return _HierarchicalContext.apply(s, t)
+
+
+class _HierarchicalContext(torch.autograd.Function):
+    """:func:`hcl_loss` in few passes over the maps, of which one, their gap, is kept.
+
+    Pooling is linear and separable: with the averages of all sides as the rows of one matrix for
+    each axis, two thin products pool the gap for all levels, and two spread their gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, t: Tensor) -> Tensor:
+        gap = s - t
+        sides = tuple(side for side in (4, 2, 1) if side < s.shape[2])
+        rows, columns, levels = _pooling(sides, *gap.shape[2:], gap.dtype, gap.device)
+        pooled = (rows @ (gap @ columns.t())) * levels
+        weights = 2 - 0.5 ** len(sides)
+        maps = max(gap.shape[0] * gap.shape[1], 1)
+        ctx.scales = (
+            1 / (weights * maps * max(gap.shape[2] * gap.shape[3], 1)),
+            1 / (weights * maps),
+        )
+        ctx.save_for_backward(gap, pooled)
+        dense = torch.linalg.vector_norm(gap, dim=(2, 3)).square().sum()
+        return ctx.scales[0] * dense + ctx.scales[1] * (pooled * pooled).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        gap, pooled = ctx.saved_tensors
+        sides = tuple(side for side in (4, 2, 1) if side < gap.shape[2])
+        rows, columns, levels = _pooling(sides, *gap.shape[2:], gap.dtype, gap.device)
+        context = rows.t() @ (pooled * levels * (2 * ctx.scales[1]))
+        batch = context.flatten(0, 1)
+        full = torch.baddbmm(
+            gap.flatten(0, 1), batch, columns.expand(len(batch), -1, -1), beta=2 * ctx.scales[0]
+        )
+        full = full.mul_(gradient).view(gap.shape)
+        return (
+            full if ctx.needs_input_grad[0] else None,
+            -full if ctx.needs_input_grad[1] else None,
+        )
+
+
+@functools.lru_cache(64)
+@torch.no_grad()
+def _pooling(
+    sides: tuple[int, ...], height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adaptive average pooling to several square sizes at once, as matrices.
+
+    Args:
+        sides: Sides of the pooled maps.
+        height: Of the map.
+        width: Of the map.
+        dtype: Of the result.
+        device: Of the result.
+
+    Returns:
+        Averages of rows (N, height) and of columns (N, width), N being the sum of the sides, and
+        the roots of the weights (N, N) of the pooled values: 0 between different sides.
+    """
+    matrices = []
+    for length in (height, width):
+        unit = torch.eye(length, dtype=torch.float64)[None]
+        pooled = [F.adaptive_avg_pool1d(unit, side)[0].t() for side in sides]
+        matrices.append(torch.cat(pooled or [unit.new_zeros(0, length)]))
+    weights = [
+        torch.full((side, side), (0.5 ** (i + 1) / side**2) ** 0.5, dtype=torch.float64)
+        for i, side in enumerate(sides)
+    ]
+    levels = torch.block_diag(*weights) if weights else torch.zeros(0, 0)
+    return tuple(x.to(device, dtype) for x in (*matrices, levels))

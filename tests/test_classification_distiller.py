@@ -185,7 +185,7 @@ def test_predictions_are_the_students():
 
 
 def test_views_are_those_of_the_networks():
-    model = build(distiller("deit_tiny_patch16_224", "resnet50", "OFA"))
+    model = build(distiller("deit_tiny_patch16_224", "resnet50", "FitNet"))
     data = batch(model)
     vit, resnet = model.student.model, model.teacher.model
     with torch.no_grad():
@@ -544,6 +544,16 @@ def test_wrong_settings_fail_at_build_time(options, message):
 def test_recomputation_is_allowed_where_nothing_is_tapped():
     model = build(distiller(config("resnet18", with_cp=True), method="KD"))
     assert train_step(model, batch(model))["loss_kd"] > 0
+
+
+@pytest.mark.parametrize("teacher", [UNKNOWN, config("resnet50", with_cp=True)])
+def test_branches_of_ofa_read_the_student_alone(teacher):
+    model = build(distiller(teacher=teacher, method="OFA"))
+    data = batch(model)
+    own, other = views_of(model, data)
+    assert len(own.features) == 4 and len(other.features) == 0
+    train_step(model, data)
+    check_gradients(model)
 
 
 def test_stages_of_an_unknown_network_can_be_named():

@@ -324,6 +324,12 @@ def mini(**changes):
             dict(model__method__type="PTA"),
             r"method 'PTA'.*FitNet, KD, MGD, OFA, PAT",
         ),
+        (
+            dict(
+                model__method=dict(_delete_=True, type="OFA", branch="stages", input_size=(64, 64))
+            ),
+            r"branch='stages' of OFA scores whole images.*model.method.branch='embedding'",
+        ),
         (dict(model__method__feedback="next"), r"unknown feedback 'next'; known: previous"),
         (dict(model__method__prompt="pixel"), r"channel.*spatial"),
         (dict(model__method__afp_stages=(0, 4)), r"stages 0 to 3"),

@@ -397,6 +397,29 @@ def test_gradients_and_no_waiting(name):
         assert torch.count_nonzero(param.grad) > 0, key
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+@pytest.mark.parametrize("name", ["DKD", "DIST", "OFA"])
+def test_a_step_may_have_one_row_or_none(name, rows):
+    student, method = view(1, rows=rows, grad=True), make(name)
+    losses = losses_of(method, student, view(2, rows=rows))
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(torch.isfinite(param.grad).all() for param in method.parameters())
+    assert torch.isfinite(student.logits.grad).all()
+
+
+def test_a_row_on_its_own_is_normalised_as_rows_were_before():
+    method = make("OFA")
+    (norm,) = [m for m in method.branches.modules() if isinstance(m, nn.BatchNorm1d)]
+    losses_of(method, view(1), view(2))
+    mean = norm.running_mean.clone()
+    assert mean.any()
+    student, teacher = view(3, rows=1), view(4, rows=1)
+    single = losses_of(method, student, teacher)["loss_ofa"]
+    assert torch.equal(norm.running_mean, mean)
+    assert torch.equal(losses_of(method.eval(), student, teacher)["loss_ofa"], single)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_descent_brings_the_student_nearer(name):
     student, teacher = view(1, grad=True), view(2)

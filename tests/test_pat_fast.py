@@ -77,7 +77,7 @@ def test_the_shared_prefix_changes_nothing_but_the_work(teacher, stage, monkeypa
     with FlopCounterMode(display=False) as work:
         assert_equal_steps(shared, step(model, data))
     less = 1 - shared_work.get_total_flops() / work.get_total_flops()
-    assert less > (0.03 if stage else 0), less
+    assert less > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])

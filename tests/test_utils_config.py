@@ -18,8 +18,8 @@ from torch.utils.data import BatchSampler, Dataset
 from pat_mmdet import loops
 from pat_mmdet.loops import _after_skipping, _resumable_loader, _SeededBatches, _SeededDataset
 from pat_mmdet.registry import build_method
+from pat_mmdet.utils import check_data, load_config, prepare_environment, set_work_dir
 from pat_mmdet.utils import config as config_module
-from pat_mmdet.utils import load_config, prepare_environment, set_work_dir
 from pat_mmdet.utils.errors import clear_errors
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -160,6 +160,19 @@ def test_without_gpu_and_mixed_precision_nothing_is_said(printed):
     assert cfg.optim_wrapper.to_dict() == before and not printed
     cfg.pop("optim_wrapper")
     prepare_environment(cfg, "none")
+
+
+def test_folders_of_the_data_are_looked_for(tmp_path):
+    cfg = pair()
+    for root in (f"{tmp_path}/", ""):
+        for split in ("train", "val", "test"):
+            cfg[f"{split}_dataloader"].dataset.data_root = root
+        check_data(cfg, "train", "val", "test")
+    part = dict(type="CheckedCocoDataset", data_root="nowhere/")
+    cfg.train_dataloader.dataset = dict(type="RepeatDataset", times=2, dataset=part)
+    check_data(cfg, "val", "test")
+    with pytest.raises(FileNotFoundError, match="'nowhere/' does not exist; put the data there"):
+        check_data(cfg, "val", "train")
 
 
 class Foreign:

@@ -12,6 +12,7 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from pat_mmdet.utils import (
+    check_data,
     is_distiller,
     load_config,
     load_weights,
@@ -111,6 +112,7 @@ def main() -> None:
     with clear_errors():
         cfg = load_config(args.config, args.cfg_options)
         set_work_dir(cfg, args.work_dir)
+        check_data(cfg, "test")
         prepare_environment(cfg, args.launcher)
         checkpoint = choose_model(cfg, args)
         # Otherwise the runner would load its own over the checkpoint under test.

@@ -1,11 +1,17 @@
-"""Trains a detector: a student with a teacher, a student alone, or a teacher."""
+"""Trains a detector or classifier: a student with a teacher, a student alone, or a teacher."""
 
 import argparse
 
 from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from pat_mmdet.utils import load_config, prepare_environment, read_checkpoint, set_work_dir
+from pat_mmdet.utils import (
+    check_data,
+    load_config,
+    prepare_environment,
+    read_checkpoint,
+    set_work_dir,
+)
 from pat_mmdet.utils.cli import add_cfg_options, add_launcher, add_method, set_local_rank
 from pat_mmdet.utils.errors import clear_errors
 
@@ -74,6 +80,7 @@ def main() -> None:
     with clear_errors():
         cfg = load_config(args.config, args.cfg_options, args.method, args.settings)
         apply_flags(cfg, args)
+        check_data(cfg, "train", "val")
         prepare_environment(cfg, args.launcher)
         Runner.from_cfg(cfg).train()
 

@@ -14,6 +14,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from pat_mmdet.frozen import speed_up
 from pat_mmdet.methods.base import Prompted
 from pat_mmdet.registry import build_method, method_class
 from pat_mmdet.taps import Prompt, SharedPrefix
@@ -58,6 +59,8 @@ class BaseDistiller(BaseModel):
             may stand in a dict under the task's name.
         teacher_checkpoint (str, optional): Path or URL of the teacher's weights. ``None``, which
             must be written out, leaves the teacher to its own ``init_cfg``.
+        fast_teacher (bool): Whether layers of the teacher are computed in faster forms, which give
+            the same to rounding: see :mod:`pat_mmdet.frozen`.
         data_preprocessor (dict, optional): Config for the networks that have none of their own.
             mmengine gives that of the top level of a config.
 
@@ -77,6 +80,7 @@ class BaseDistiller(BaseModel):
         teacher: dict,
         method: dict,
         teacher_checkpoint: str | None,
+        fast_teacher: bool = True,
         data_preprocessor: dict | None = None,
     ) -> None:
         if data_preprocessor is not None:
@@ -102,6 +106,8 @@ class BaseDistiller(BaseModel):
                 teacher_network.init_weights()
             else:
                 load_weights(teacher_network, teacher_checkpoint)
+            if fast_teacher:
+                speed_up(teacher_network)
             # Through __dict__: an ordinary attribute could be mistaken for a submodule one day.
             self.__dict__["_frozen"] = FrozenTeacher(teacher_network)
             self.method_name = method.get("type")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.registry import MODELS
@@ -32,7 +33,7 @@ class ClassificationDistiller(BaseDistiller):
         student_stages (Sequence[dict], optional): The student's stages, a dict with the fields of
             :class:`pat_mmdet.stages.Stage` for each; known for the usual backbones.
         teacher_stages (Sequence[dict], optional): The teacher's stages.
-        data_preprocessor (dict, optional): Config for the networks that have none of their own.
+        **kwargs: Further arguments of :class:`BaseDistiller`.
 
     Raises:
         ValueError: If a path does not exist, or the stages of a network are not known.
@@ -48,14 +49,14 @@ class ClassificationDistiller(BaseDistiller):
         teacher_checkpoint: str | None,
         student_stages: Sequence[dict] | None = None,
         teacher_stages: Sequence[dict] | None = None,
-        data_preprocessor: dict | None = None,
+        **kwargs: Any,
     ) -> None:
         self._stage_configs = (student_stages, teacher_stages)
-        super().__init__(student, teacher, method, teacher_checkpoint, data_preprocessor)
+        super().__init__(student, teacher, method, teacher_checkpoint, **kwargs)
 
     def _add_taps(self) -> None:
         own, other = self._stage_configs
-        self._student_stages = self._stages("student", own, {"features"})
+        self._student_stages = self._stages("student", own, {"features", "student_features"})
         self._teacher_stages = self._stages("teacher", other, {"features", "prompted"})
         _refuse_recomputation(self.student, self._student_stages)
         _refuse_recomputation(self.teacher, self._teacher_stages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
@@ -37,7 +38,7 @@ class DetectionDistiller(BaseDistiller):
             :class:`pat_mmdet.stages.Stage` for each stage; known for the usual backbones.
         feature_strides (Sequence[int], optional): Strides, in pixels, of the feature levels to
             compare; all by default, which must then be the same in both networks.
-        data_preprocessor (dict, optional): Config for the networks that have none of their own.
+        **kwargs: Further arguments of :class:`BaseDistiller`.
 
     Raises:
         ValueError: If the levels or heads of the pair cannot be compared, or a path does not
@@ -54,11 +55,11 @@ class DetectionDistiller(BaseDistiller):
         teacher_checkpoint: str | None,
         teacher_stages: Sequence[dict] | None = None,
         feature_strides: Sequence[int] | None = None,
-        data_preprocessor: dict | None = None,
+        **kwargs: Any,
     ) -> None:
         self._stage_configs = teacher_stages
         self._strides = feature_strides
-        super().__init__(student, teacher, method, teacher_checkpoint, data_preprocessor)
+        super().__init__(student, teacher, method, teacher_checkpoint, **kwargs)
 
     def _add_taps(self) -> None:
         if "indices" in self.needs:

@@ -89,7 +89,11 @@ def _pointwise_means(conv: nn.Conv2d, means: Tensor, valid: Tensor) -> Tensor:
 
     The bias is added at every valid position, so it enters with the fraction of them.
     """
-    mixed = F.conv2d(means, conv.weight, groups=conv.groups)
+    if conv.groups == 1:
+        # Convolution routines are slow on so small maps.
+        mixed = (conv.weight.flatten(1) @ means.flatten(2)).view(len(means), -1, *means.shape[2:])
+    else:
+        mixed = F.conv2d(means, conv.weight, groups=conv.groups)
     return mixed + conv.bias[:, None, None] * valid
 
 

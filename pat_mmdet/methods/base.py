@@ -34,9 +34,10 @@ class BaseMethod(nn.Module, ABC):
 
     A method declares in :attr:`needs` what it can read, and by :meth:`needed` what it reads with
     given settings; the distiller computes only that: ``'features'``, ``'logits'`` and
-    ``'embedding'`` of both networks (the teacher's from its plain pass), ``'teacher_logits'``
-    (where the teacher's are enough, read anywhere), ``'indices'`` of the images, and
-    ``'prompted'``: the third argument of :meth:`forward` can be called.
+    ``'embedding'`` of both networks (the teacher's from its plain pass), ``'student_features'``
+    (of the student alone, in classification), ``'teacher_logits'`` (where the teacher's are enough,
+    read anywhere), ``'indices'`` of the images, and ``'prompted'``: the third argument of
+    :meth:`forward` can be called.
 
     Args:
         student (NetworkSpec): Shapes of the student.

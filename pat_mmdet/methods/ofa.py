@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pat_mmdet.layers import MapBranch, TokenBranch
@@ -14,8 +15,8 @@ from pat_mmdet.methods.base import BaseMethod, Prompted
 from pat_mmdet.registry import METHODS
 from pat_mmdet.views import NetworkSpec, View
 
-# Where the branches begin, and what of a view that is.
-_BRANCHES = {"embedding": "embedding", "stages": "features"}
+# Where the branches begin, and what a method needs for it.
+_BRANCHES = {"embedding": "embedding", "stages": "student_features"}
 
 
 @METHODS.register_module()
@@ -51,10 +52,11 @@ class OFA(BaseMethod):
         kd_weight (float): Weight of ``loss_kd``.
 
     Raises:
-        ValueError: If the branch is unknown or the number of exponents is wrong.
+        ValueError: If the branch is unknown or not for the task, or the number of exponents is
+            wrong.
     """
 
-    needs = frozenset({"features", "logits", "embedding"})
+    needs = frozenset({"student_features", "logits", "embedding"})
 
     def __init__(
         self,
@@ -70,6 +72,11 @@ class OFA(BaseMethod):
         super().__init__(student, teacher)
         if branch not in _BRANCHES:
             raise ValueError(f"unknown branch {branch!r} of OFA; known: {', '.join(_BRANCHES)}")
+        if branch == "stages" and not student.features:
+            raise ValueError(
+                "branch='stages' of OFA scores whole images, as classifiers do; for detectors set "
+                "model.method.branch='embedding'"
+            )
         self.branch = branch
         self.temperature = temperature
         self.ofa_weight = ofa_weight
@@ -111,12 +118,24 @@ class OFA(BaseMethod):
         }
 
 
+class _RowNorm(nn.BatchNorm1d):
+    """Batch norm of rows (N, D); a row on its own, which has no variance, gets the running one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gives the normalised rows."""
+        if len(x) > 1:
+            return super().forward(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
 def _embedding_branch(width: int, hidden_channels: int, num_classes: int) -> nn.Module:
     """From embeddings (N, D) to logits."""
     return nn.Sequential(
         # Without a bias, since the norm would remove it.
         nn.Linear(width, hidden_channels, bias=False),
-        nn.BatchNorm1d(hidden_channels),
+        _RowNorm(hidden_channels),
         nn.Linear(hidden_channels, num_classes),
     )
 

@@ -3,6 +3,7 @@
 from pat_mmdet.utils.checkpoint import load_weights, read_checkpoint
 from pat_mmdet.utils.config import (
     apply_method,
+    check_data,
     is_distiller,
     load_config,
     prepare_environment,
@@ -14,6 +15,7 @@ from pat_mmdet.utils.runs import Training, read_record, write_atomic, write_reco
 __all__ = [
     "Training",
     "apply_method",
+    "check_data",
     "is_distiller",
     "load_config",
     "load_weights",

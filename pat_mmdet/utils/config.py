@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import isdir
 from mmengine.logging import print_log
+
+from pat_mmdet.cpu import keep_memory
 
 SETTINGS = {
     "equal": "the same iterations, learning rate and EMA for all methods, those of the config",
@@ -160,6 +163,7 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     if torch.cuda.is_available():
         return
+    keep_memory()
     wrapper = cfg.get("optim_wrapper") or {}
     if wrapper.get("type") == "AmpOptimWrapper":
         print_log("no GPU: full precision instead of mixed", "current", logging.WARNING)
@@ -184,6 +188,26 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
         )
         # mmengine takes a group that exists as it is.
         torch.distributed.init_process_group("gloo")
+
+
+def check_data(cfg: Config, *splits: str) -> None:
+    """Makes sure that the folders of the data are there, before anything is built.
+
+    Args:
+        cfg (Config): The config to run.
+        splits (str): What will be read: ``'train'``, ``'val'``, ``'test'``.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+    """
+    for split in splits:
+        for node in _walk((cfg.get(f"{split}_dataloader") or {}).get("dataset", {})):
+            root = node.get("data_root")
+            if root and not isdir(root):
+                raise FileNotFoundError(
+                    f"data folder {root!r} does not exist; put the data there (the tools in "
+                    "tools/data unpack and check it), or set data_root in the config"
+                )
 
 
 def _bind_data(cfg: Config) -> None:
@@ -211,6 +235,9 @@ def _bind_data(cfg: Config) -> None:
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             if "ann_file" in evaluator and "ann_file" in dataset:
                 evaluator.ann_file = os.path.join(dataset.get("data_root", ""), dataset.ann_file)
+            if "classes" in cfg and isinstance(evaluator.get("topk"), (list, tuple)):
+                # mmpretrain has no top-5 accuracy of two classes.
+                evaluator.topk = tuple(k for k in evaluator.topk if k <= len(cfg.classes))
 
 
 def _bind_classes(cfg: Config, datasets: list[dict]) -> None:

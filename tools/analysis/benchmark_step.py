@@ -3,7 +3,8 @@
 All parts run in turn in one process, so that their ratios hold on a noisy machine. A step is
 forward and backward pass, without the optimizer. The floor of a method with prompts is the sum of
 the student's passes, the plain teacher's, and the prompted teacher's with its backward pass to the
-prompts, each alone; the prompts of the floor are one number a channel.
+prompts, each alone. The bare floor leaves out what the prompts themselves cost: they are one number
+a channel there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from statistics import median
 import torch
 from parts import Parts, add_arguments
 
+from pat_mmdet.cpu import keep_memory
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.runs import write_atomic
 
@@ -90,6 +92,8 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
     dtype = None
     if args.amp:
         dtype = torch.float16 if torch.device(args.device).type == "cuda" else torch.bfloat16
+    if torch.device(args.device).type == "cpu":
+        keep_memory()  # as in training
     own, kd = (Parts(args, method, dtype) for method in (args.method, "kd"))
     if "prompted" not in own.model.needs:
         raise ValueError(f"--method {args.method} has no prompts; take pat or another form of it")
@@ -97,6 +101,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
         student=own.student,
         teacher=own.teacher,
         prompted=own.prompted(),
+        bare=own.prompted(bare=True),
         kd=kd.step,
         pat=own.step,
     )
@@ -125,6 +130,7 @@ def report(
         **mid,
         pat_over_kd=ratio("pat", "kd"),
         pat_over_floor=ratio("pat", "student", "teacher", "prompted"),
+        pat_over_bare_floor=ratio("pat", "student", "teacher", "bare"),
         kd_over_floor=ratio("kd", "student", "teacher"),
         images_per_second=args.batch_size / mid["pat"],
         peak_memory_mib=memory["pat"],
@@ -151,8 +157,8 @@ def show(figures: dict) -> None:
             f" {figures['memory_mib'][name]:9.0f}"
         )
     print(f"{'floor':>10} {1e3 * figures['floor']:10.1f}   (student + teacher + prompted)")
-    for name in ("pat_over_kd", "pat_over_floor", "kd_over_floor"):
-        print(f"{name:>14}: {figures[name]:.3f}")
+    for name in ("pat_over_kd", "pat_over_floor", "pat_over_bare_floor", "kd_over_floor"):
+        print(f"{name:>20}: {figures[name]:.3f}")
     print(f"images a second: {figures['images_per_second']:.2f}")
 
 

@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from mmdet.testing import demo_mm_inputs
@@ -13,6 +14,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from pat_mmdet.methods.base import Prompted
+from pat_mmdet.taps import Prompt
 from pat_mmdet.utils import is_distiller, load_config
 from pat_mmdet.utils.cli import add_cfg_options
 
@@ -52,13 +55,10 @@ class Parts:
     def __init__(
         self, args: argparse.Namespace, method: str, dtype: torch.dtype | None = None
     ) -> None:
-        # The speed does not depend on the weights: nothing is downloaded.
-        options = {"model.teacher_checkpoint": None, "model.teacher.pretrained": False}
         cfg = load_config(args.config)
         if not is_distiller(cfg):
             raise ValueError(f"config {args.config!r} has no teacher; take one of configs/pat")
-        if "pretrained" not in cfg.model.teacher:
-            del options["model.teacher.pretrained"]
+        options = {"model.teacher_checkpoint": None}
         size = args.size or cfg.model.method.input_size
         if len(size) > 2:
             raise ValueError(f"--size takes one or two numbers, not {len(size)}")
@@ -66,6 +66,7 @@ class Parts:
         if tuple(cfg.model.method.input_size) != size:
             options["model.method.input_size"] = size
         cfg = load_config(args.config, {**options, **(args.cfg_options or {})}, method)
+        _forget_weights(cfg.model)
         init_default_scope(cfg.default_scope)
         torch.manual_seed(0)
         self.model = MODELS.build(cfg.model).to(args.device).train()
@@ -74,7 +75,6 @@ class Parts:
         data = _batch(self.model, args.batch_size, size)
         self.inputs, self.samples = self.model.data_preprocessor(data, True).values()
         self._records = None
-        self._scales: list[nn.Parameter] = []
 
     def step(self) -> None:
         """One step of training, without the optimizer: forward, losses, backward."""
@@ -93,22 +93,27 @@ class Parts:
         self._views()
 
     def prompted_forward(self) -> list[Tensor]:
-        """The forward pass of the teacher with the least prompt: one number a channel and stage.
+        """The forward pass of the teacher with the method's prompts.
 
         Returns:
             list[Tensor]: Features and logits, with gradient to the prompts.
         """
-        _, _, prompted = self._views()
-        return self._prompted_outputs(prompted)
+        return self._prompted_outputs(self._views()[2], self._own_prompt)
 
-    def prompted(self) -> Callable[[], None]:
-        """Gives the function of the prompted pass, forward and backward to the prompts."""
+    def prompted(self, bare: bool = False) -> Callable[[], None]:
+        """Gives the function of the prompted pass, forward and backward to the prompts.
+
+        Args:
+            bare (bool): Whether a prompt is no more than one number a channel, in place of the
+                method's layers.
+        """
         prompted = self._views()[2]
-        gradients = [torch.randn_like(x) for x in self._prompted_outputs(prompted)]
+        prompt = self._bare_prompt if bare else self._own_prompt
+        gradients = [torch.randn_like(x) for x in self._prompted_outputs(prompted, prompt)]
 
         def run() -> None:
-            torch.autograd.backward(self._prompted_outputs(prompted), gradients)
-            self._scales.clear()
+            torch.autograd.backward(self._prompted_outputs(prompted, prompt), gradients)
+            self.model.zero_grad(set_to_none=True)
 
         return run
 
@@ -120,21 +125,22 @@ class Parts:
                     _, self._records = self.model.record_student(self.inputs, self.samples)
             return self.model.views(self.inputs, self.samples, self._records)
 
-    def _prompted_outputs(self, prompted: Callable) -> list[Tensor]:
+    def _prompted_outputs(self, prompted: Prompted, prompt: Prompt) -> list[Tensor]:
+        images = math.ceil(len(self.inputs) * self.model.distill.prompted_share)
         with self._precision():
-            view = prompted(
-                self._least_prompt,
-                math.ceil(len(self.inputs) * self.model.distill.prompted_share),
-            )
+            view = prompted(prompt, images)
         outputs = [x for x in (*view.features, view.logits) if x is not None]
         # Those before the first prompt have no gradient.
         return [x for x in outputs if x.requires_grad]
 
-    def _least_prompt(self, index: int, x: Tensor) -> Tensor:
+    def _own_prompt(self, index: int, x: Tensor) -> Tensor:
+        prompts = self.model.distill.prompts
+        return prompts[str(index)](x) if str(index) in prompts else x
+
+    def _bare_prompt(self, index: int, x: Tensor) -> Tensor:
         if str(index) not in self.model.distill.prompts:
             return x
-        self._scales.append(nn.Parameter(x.new_zeros(x.shape[1], 1, 1)))
-        return x + self._scales[-1]
+        return x + x.new_zeros(x.shape[1], 1, 1).requires_grad_()
 
     def _precision(self) -> torch.autocast | nullcontext:
         if self._dtype is None:
@@ -145,6 +151,21 @@ class Parts:
         total, _ = self.model.parse_losses(losses)
         total.backward()
         self.model.zero_grad(set_to_none=True)
+
+
+def _forget_weights(node: Any) -> None:
+    """Takes pretrained weights out of a config: the speed does not depend on them."""
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            _forget_weights(item)
+    if not isinstance(node, dict):
+        return
+    if (node.get("init_cfg") or {}).get("type") == "Pretrained":
+        node["init_cfg"] = None
+    if "pretrained" in node:
+        node["pretrained"] = False
+    for item in node.values():
+        _forget_weights(item)
 
 
 def _batch(model: nn.Module, count: int, size: Sequence[int]) -> dict:
