@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _OPS = torch.ops.mkldnn
@@ -19,6 +21,7 @@ def can_multiply(*factors: Tensor) -> bool:
         _AVAILABLE
         and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in factors)
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
     )
 
 
@@ -42,6 +45,47 @@ def product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
         Rows (N, out).
     """
     return _OPS._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``F.linear`` for weights in training, by :func:`product` where that serves.
+
+    Args:
+        x: Shape (..., in).
+        weight: Shape (out, in).
+        bias: Shape (out,).
+
+    Returns:
+        Shape (..., out).
+    """
+    if not can_multiply(x, weight):
+        return F.linear(x, weight, bias)
+    rows = _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return rows.view(*x.shape[:-1], len(weight))
+
+
+class _Product(torch.autograd.Function):
+    """``x @ weight.T + bias``. Packing costs a copy, so it is the smaller factor that is packed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if x.numel() < weight.numel():
+            return product(weight, pack(x)).t() + bias
+        return product(x, pack(weight), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        to_x = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            large = x.numel() < weight.numel()
+            to_x = gradient @ weight if large else product(gradient, pack(weight.t().contiguous()))
+        if ctx.needs_input_grad[1]:
+            to_weight = product(gradient.t().contiguous(), pack(x.t().contiguous()))
+        if ctx.needs_input_grad[2]:
+            to_bias = gradient.sum(0)
+        return to_x, to_weight, to_bias
 
 
 def keep_memory() -> None:

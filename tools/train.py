@@ -7,6 +7,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from pat_mmdet.utils import (
     check_data,
+    is_distiller,
     load_config,
     prepare_environment,
     read_checkpoint,
@@ -22,6 +23,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="path of the config")
     parser.add_argument("--work-dir", help="folder for logs and checkpoints")
     parser.add_argument("--amp", action="store_true", help="train with mixed precision")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the blocks of the networks (torch.compile)"
+    )
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",
@@ -56,6 +60,9 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if args.compile:
+        # mmengine compiles the step of a plain network as a whole; a distiller's hooks forbid that.
+        (cfg.model if is_distiller(cfg) else cfg).compile = True
     if args.auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             raise ValueError(

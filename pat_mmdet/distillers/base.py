@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -14,6 +14,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from pat_mmdet.blocks import compile_blocks, recompute_blocks
 from pat_mmdet.frozen import speed_up
 from pat_mmdet.methods.base import Prompted
 from pat_mmdet.registry import build_method, method_class
@@ -61,6 +62,11 @@ class BaseDistiller(BaseModel):
             must be written out, leaves the teacher to its own ``init_cfg``.
         fast_teacher (bool): Whether layers of the teacher are computed in faster forms, which give
             the same to rounding: see :mod:`pat_mmdet.frozen`.
+        teacher_dtype (str, optional): ``'bfloat16'`` or ``'float16'`` for the passes of the teacher
+            alone; losses and prompts stay in full precision.
+        recompute_teacher (bool): Whether the backward pass through the prompted teacher runs its
+            blocks once more instead of keeping what is in them: less memory, more time.
+        compile (bool): Whether the blocks of both networks are compiled.
         data_preprocessor (dict, optional): Config for the networks that have none of their own.
             mmengine gives that of the top level of a config.
 
@@ -81,6 +87,9 @@ class BaseDistiller(BaseModel):
         method: dict,
         teacher_checkpoint: str | None,
         fast_teacher: bool = True,
+        teacher_dtype: str | None = None,
+        recompute_teacher: bool = False,
+        compile: bool = False,
         data_preprocessor: dict | None = None,
     ) -> None:
         if data_preprocessor is not None:
@@ -88,6 +97,7 @@ class BaseDistiller(BaseModel):
                 {"data_preprocessor": deepcopy(data_preprocessor), **cfg}
                 for cfg in (student, teacher)
             )
+        self._teacher_dtype = _half(teacher_dtype)
         network = MODELS.build(student)
         super().__init__(data_preprocessor=network.data_preprocessor)
         self.student = network
@@ -128,6 +138,12 @@ class BaseDistiller(BaseModel):
                     run=lambda: self.teacher.extract_feat(image),
                     read=[stage.end for stage in self._teacher_stages if stage.end],
                 )
+            # After the hooks, which compiled code would not have seen otherwise.
+            if recompute_teacher:
+                recompute_blocks(self.teacher)
+            if compile:
+                compile_blocks(self.student)
+                compile_blocks(self.teacher)
 
     @property
     def teacher(self) -> nn.Module:
@@ -139,12 +155,10 @@ class BaseDistiller(BaseModel):
         """Registers the hooks on student and teacher that the method needs."""
 
     @contextmanager
-    def _keeping_prefix(self) -> Iterator[dict[str, Any]]:
-        """Keeps what the prompted pass need not compute again, if there will be one."""
-        if "prompted" not in self.needs:
-            yield {}
-            return
-        with self._frozen.prefix.keeping() as kept:
+    def _plain_pass(self) -> Iterator[dict[str, Any]]:
+        """The setting of the plain pass; gives what the prompted one need not compute again."""
+        prefix = self._frozen.prefix.keeping() if "prompted" in self.needs else nullcontext({})
+        with torch.no_grad(), self._teacher_precision(), prefix as kept:
             yield kept
 
     @contextmanager
@@ -152,7 +166,11 @@ class BaseDistiller(BaseModel):
         self, prompt: Prompt, kept: dict[str, Any], images: int | None
     ) -> Iterator[None]:
         """Has the teacher run with prompts, from the first of them on."""
-        with self._frozen.prompter.prompting(prompt), self._frozen.prefix.replaying(kept, images):
+        with (
+            self._teacher_precision(),
+            self._frozen.prompter.prompting(prompt),
+            self._frozen.prefix.replaying(kept, images),
+        ):
             yield
 
     @abstractmethod
@@ -198,6 +216,13 @@ class BaseDistiller(BaseModel):
             self._weighted(lambda: self.distill(*self.views(inputs, data_samples, records)))
         )
         return losses
+
+    def _teacher_precision(self) -> torch.autocast | nullcontext:
+        """The precision of the teacher's passes, if it has one of its own."""
+        if self._teacher_dtype is None:
+            return nullcontext()
+        device = next(self.teacher.parameters()).device.type
+        return torch.autocast(device, dtype=self._teacher_dtype)
 
     def _renormalised(self, inputs: Tensor) -> Tensor:
         """Normalises the student's images (B, 3, H, W) as the teacher's preprocessor would."""
@@ -288,6 +313,18 @@ def task_settings(method: dict, task: str) -> dict:
     """Merges a method's arguments for one task into the others, which have priority."""
     common = {key: method[key] for key in method if key not in ("detection", "classification")}
     return {**method.get(task, {}), **common}
+
+
+def _half(name: str | None) -> torch.dtype | None:
+    """Looks up a half precision.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    known = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ValueError(f"model.teacher_dtype={name!r}; known: None, 'bfloat16', 'float16'")
+    return known[name]
 
 
 @contextmanager

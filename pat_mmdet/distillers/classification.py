@@ -123,7 +123,7 @@ class ClassificationDistiller(BaseDistiller):
         student = _view(self._student_stages, records)
         _add_targets(student, data_samples, "indices" in self.needs)
         images = self._renormalised(inputs)
-        with torch.no_grad(), self._keeping_prefix() as kept:
+        with self._plain_pass() as kept:
             teacher = self._teacher_view(images)
 
         def prompted(prompt: Prompt, count: int | None = None) -> View:

@@ -167,12 +167,13 @@ class DetectionDistiller(BaseDistiller):
         """Shows both networks to the method, as in :class:`BaseDistiller`."""
         images = self._teacher_images(inputs, data_samples)
         own, fields, read = {}, {}, lambda features: {}
-        with torch.no_grad(), self._keeping_prefix() as kept:
+        with self._plain_pass() as kept:
             features = self.teacher.extract_feat(images)
         # Not in there, as the student's scores keep their gradient.
         if self._frozen.scores is not None:
             scored = {name: calls for name, calls in records.items() if name != "features"}
-            own, fields, read = self._frozen.scores.align(scored, features, data_samples)
+            with self._teacher_precision():
+                own, fields, read = self._frozen.scores.align(scored, features, data_samples)
         maps = records["features"][0]
         student = View([maps[i] for i in self._student_levels], **own)
 

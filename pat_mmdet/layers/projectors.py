@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pat_mmdet.cpu import linear
+
 
 class MapAligner(nn.Module):
     """Brings the regions of one stage to the map of a teacher whose stages are maps.
@@ -81,8 +83,8 @@ class TokenAligner(nn.Module):
                 f"{tuple(size)}: train at the configured input_size, or use MapAligner"
             )
         x = self.width_norm(x.flatten(2)).transpose(1, 2)
-        x = self.token_norm(self.width(x)).transpose(1, 2)
-        return self.tokens(x).unflatten(2, self.out_size)
+        x = self.token_norm(linear(x, self.width.weight, self.width.bias)).transpose(1, 2)
+        return linear(x, self.tokens.weight, self.tokens.bias).unflatten(2, self.out_size)
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pat_mmdet.cpu import can_multiply, pack, product
+from pat_mmdet.cpu import linear
 
 
 def sinusoidal_positions(length: int, dim: int) -> Tensor:
@@ -29,28 +28,6 @@ def sinusoidal_positions(length: int, dim: int) -> Tensor:
     table[:, 0::2] = torch.sin(position * rate)
     table[:, 1::2] = torch.cos(position * rate[: dim // 2])
     return table[None]
-
-
-class _PatchProduct(torch.autograd.Function):
-    """``patches @ weight.T`` for few, long patches (N, P) and a weight (D, P), on a CPU.
-
-    oneDNN packs one of its factors: here the patches, as the weight is much larger.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, patches: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(patches, weight)
-        return product(weight, pack(patches)).t()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        patches, weight = ctx.saved_tensors
-        to_patches = to_weight = None
-        if ctx.needs_input_grad[0]:
-            to_patches = gradient @ weight
-        if ctx.needs_input_grad[1]:
-            to_weight = product(gradient.t().contiguous(), pack(patches.t().contiguous()))
-        return to_patches, to_weight
 
 
 class RegionAwareAttention(nn.Module):
@@ -123,11 +100,7 @@ class RegionAwareAttention(nn.Module):
         # from what convolution routines are made for.
         patches = feature.unflatten(3, (self.grid, patch)).unflatten(2, (self.grid, patch))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        weight = embed.weight.flatten(1)
-        if not can_multiply(patches, weight):
-            return F.linear(patches, weight, embed.bias)
-        rows = _PatchProduct.apply(patches.flatten(0, 1), weight)
-        return rows.unflatten(0, patches.shape[:2]) + embed.bias
+        return linear(patches, embed.weight.flatten(1), embed.bias)
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         """(B, N, dim) -> (B, heads, N, dim / heads)."""
@@ -154,7 +127,9 @@ class RegionAwareAttention(nn.Module):
             [self._tokens(embed, feature) for embed, feature in zip(self.embeds, features)], dim=1
         )
         tokens = self.norm(tokens)
-        query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
+        query, key, value = (
+            linear(tokens, layer.weight, layer.bias) for layer in (self.query, self.key, self.value)
+        )
         # In float32 they would widen queries and keys under autocast, only to be halved again.
         positions = self.positions.to(query.dtype)
         mixed = F.scaled_dot_product_attention(

@@ -4,7 +4,7 @@ All parts run in turn in one process, so that their ratios hold on a noisy machi
 forward and backward pass, without the optimizer. The floor of a method with prompts is the sum of
 the student's passes, the plain teacher's, and the prompted teacher's with its backward pass to the
 prompts, each alone. The bare floor leaves out what the prompts themselves cost: they are one number
-a channel there.
+a channel there. "library" is the plain teacher with the libraries' own layers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from parts import Parts, add_arguments
@@ -36,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     )
     add_arguments(parser)
     parser.add_argument("--amp", action="store_true", help="mixed precision: fp16, on a CPU bf16")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks of the networks")
     parser.add_argument("--repeats", type=int, default=10, help="runs of each part")
     parser.add_argument("--warmup", type=int, default=2, help="runs before those that count")
     parser.add_argument("--json", metavar="FILE", help="write the figures to this file too")
@@ -83,7 +85,29 @@ def peak_memory(run: Callable[[], None], device: torch.device) -> float:
     return _resident("VmHWM") - before
 
 
-def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float]]:
+def saved_memory(run: Callable[[], None], model: torch.nn.Module) -> float:
+    """What autograd keeps for the backward pass of a run, in MiB, weights not counted."""
+    weights = {param.untyped_storage().data_ptr() for param in model.parameters()}
+    weights |= {param.untyped_storage().data_ptr() for param in model.teacher.parameters()}
+    sizes: dict[int, int] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        run()
+    return sum(sizes.values()) / 2**20
+
+
+def gradient_memory(model: torch.nn.Module) -> float:
+    """What the gradients of all trained parameters take, in MiB."""
+    return sum(4 * param.numel() for param in model.parameters() if param.requires_grad) / 2**20
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Runs all parts in turn; gives the seconds of each run, and the memory in MiB.
 
     Raises:
@@ -94,31 +118,34 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
         dtype = torch.float16 if torch.device(args.device).type == "cuda" else torch.bfloat16
     if torch.device(args.device).type == "cpu":
         keep_memory()  # as in training
-    own, kd = (Parts(args, method, dtype) for method in (args.method, "kd"))
+    own, kd = (Parts(args, method, dtype, args.compile) for method in (args.method, "kd"))
     if "prompted" not in own.model.needs:
         raise ValueError(f"--method {args.method} has no prompts; take pat or another form of it")
+    slow = Parts(args, args.method, dtype, args.compile, fast_teacher=False)
     runs = dict(
         student=own.student,
         teacher=own.teacher,
+        library=slow.teacher,
         prompted=own.prompted(),
         bare=own.prompted(bare=True),
         kd=kd.step,
         pat=own.step,
     )
+    saved = {name: saved_memory(runs[name], own.model) for name in ("student", "prompted", "pat")}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(args.warmup + args.repeats):
         for name, run in runs.items():
             spent = seconds(run, own.device)
             if repeat >= args.warmup:
                 times[name].append(spent)
-    return times, {name: peak_memory(run, own.device) for name, run in runs.items()}
+    peaks = {name: peak_memory(run, own.device) for name, run in runs.items()}
+    return times, dict(peak=peaks, saved=saved, gradients=gradient_memory(own.model))
 
 
-def report(
-    times: dict[str, list[float]], memory: dict[str, float], args: argparse.Namespace
-) -> dict:
+def report(times: dict[str, list[float]], memory: dict[str, Any], args: argparse.Namespace) -> dict:
     """Puts the figures together that are printed and written."""
     mid = {name: median(values) for name, values in times.items()}
+    saved = memory["saved"]
     mid["floor"] = mid["student"] + mid["teacher"] + mid["prompted"]
 
     def ratio(part: str, *others: str) -> float:
@@ -132,8 +159,10 @@ def report(
         pat_over_floor=ratio("pat", "student", "teacher", "prompted"),
         pat_over_bare_floor=ratio("pat", "student", "teacher", "bare"),
         kd_over_floor=ratio("kd", "student", "teacher"),
+        library_over_teacher=ratio("library", "teacher"),
         images_per_second=args.batch_size / mid["pat"],
-        peak_memory_mib=memory["pat"],
+        peak_memory_mib=memory["peak"]["pat"],
+        saved_over_floor=saved["pat"] / (saved["student"] + saved["prompted"]),
         memory_mib=memory,
         spread={name: [min(values), max(values)] for name, values in times.items()},
         settings={name: value for name, value in vars(args).items() if name != "json"},
@@ -154,11 +183,18 @@ def show(figures: dict) -> None:
     for name, (least, most) in figures["spread"].items():
         print(
             f"{name:>10} {1e3 * figures[name]:10.1f} {1e3 * least:9.1f} {1e3 * most:9.1f}"
-            f" {figures['memory_mib'][name]:9.0f}"
+            f" {figures['memory_mib']['peak'][name]:9.0f}"
         )
     print(f"{'floor':>10} {1e3 * figures['floor']:10.1f}   (student + teacher + prompted)")
-    for name in ("pat_over_kd", "pat_over_floor", "pat_over_bare_floor", "kd_over_floor"):
+    for name in [name for name in figures if "_over_" in name and "saved" not in name]:
         print(f"{name:>20}: {figures[name]:.3f}")
+    memory = figures["memory_mib"]
+    print(
+        "kept for the backward pass, MiB: "
+        + ", ".join(f"{name} {size:.0f}" for name, size in memory["saved"].items())
+        + f" ({figures['saved_over_floor']:.3f} of student + prompted); "
+        f"gradients of parameters {memory['gradients']:.0f}"
+    )
     print(f"images a second: {figures['images_per_second']:.2f}")
 
 

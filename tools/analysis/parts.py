@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from mmdet.testing import demo_mm_inputs
@@ -46,6 +47,8 @@ class Parts:
         args (argparse.Namespace): What :func:`add_arguments` reads.
         method (str): Name of a method overlay.
         dtype (torch.dtype, optional): Precision of autocast; full precision without.
+        compile (bool): Whether to compile the blocks of both networks.
+        fast_teacher (bool): Whether the teacher's layers are computed in faster forms.
 
     Raises:
         FileNotFoundError: If there is no such config.
@@ -53,19 +56,32 @@ class Parts:
     """
 
     def __init__(
-        self, args: argparse.Namespace, method: str, dtype: torch.dtype | None = None
+        self,
+        args: argparse.Namespace,
+        method: str,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
+        fast_teacher: bool = True,
     ) -> None:
         cfg = load_config(args.config)
         if not is_distiller(cfg):
             raise ValueError(f"config {args.config!r} has no teacher; take one of configs/pat")
-        options = {"model.teacher_checkpoint": None}
+        options = {
+            "model.teacher_checkpoint": None,
+            "model.compile": compile,
+            "model.fast_teacher": fast_teacher,
+        }
         size = args.size or cfg.model.method.input_size
         if len(size) > 2:
             raise ValueError(f"--size takes one or two numbers, not {len(size)}")
         size = (size[0], size[-1])
         if tuple(cfg.model.method.input_size) != size:
             options["model.method.input_size"] = size
-        cfg = load_config(args.config, {**options, **(args.cfg_options or {})}, method)
+        for key, value in (args.cfg_options or {}).items():
+            # KD, beside which a method is measured, does not know that one's arguments.
+            if method == args.method or not key.startswith("model.method."):
+                options[key] = value
+        cfg = load_config(args.config, options, method)
         _forget_weights(cfg.model)
         init_default_scope(cfg.default_scope)
         torch.manual_seed(0)
@@ -127,7 +143,9 @@ class Parts:
 
     def _prompted_outputs(self, prompted: Prompted, prompt: Prompt) -> list[Tensor]:
         images = math.ceil(len(self.inputs) * self.model.distill.prompted_share)
-        with self._precision():
+        # Alone, the pass has no plain one to share its beginning with.
+        alone = patch.object(self.model._frozen.prefix, "replaying", lambda *_: nullcontext())
+        with self._precision(), alone:
             view = prompted(prompt, images)
         outputs = [x for x in (*view.features, view.logits) if x is not None]
         # Those before the first prompt have no gradient.
