@@ -211,6 +211,7 @@ _STAGES: dict[str, dict[str, Callable[[nn.Module], list[Stage]]]] = {
         "MlpMixer": _timm_mixer,
         "ResNet": _timm_resnet,
         "ConvNeXt": _timm_convnext,
+        "TinyVit": _timm_convnext,
         "EfficientNet": _timm_mobilenet_v2,
     },
 }

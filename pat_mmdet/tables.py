@@ -246,6 +246,7 @@ _COCO_METRICS = tuple(
 )
 _DETECTION = (
     "none", "kd", "dkd", "dist", "ofa", "fitnet", "pkd", "cwd", "mgd", "cc", "rkd", "pat",
+    "pat_fast",
 )  # fmt: skip
 
 _COCO = {
@@ -395,10 +396,10 @@ TABLES = {
         ),
         _small(
             "cifar10",
-            ("deit_mini-res18_mini", "deit_mini-mixer_mini"),
-            "deit_mini",
+            ("tinyvit_mini-res18_mini", "tinyvit_mini-mixer_mini"),
+            "tinyvit_mini",
             _TOP1,
-            _CLASSIFICATION,
+            (*_CLASSIFICATION, "pat_fast"),
             title="CIFAR-10 images in folders, small networks. Nothing is published for this table",
             data="unpack them with tools/data/cifar10.py",
         ),

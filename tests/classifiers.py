@@ -28,6 +28,9 @@ TIMM = {
     "small_mixer": dict(img_size=SIZE),
     "small_resmlp": dict(img_size=SIZE),
     "convnext_tiny": dict(depths=(1, 1, 2, 1), dims=(8, 8, 12, 16)),
+    "tiny_vit_5m_224": dict(
+        embed_dims=(8, 8, 12, 16), num_heads=(1, 1, 1, 2), window_sizes=(16, 4, 2, 2)
+    ),
     "resnet50": dict(channels=(4, 4, 8, 8), layers=(1, 2, 1, 1)),
     "resnet18": dict(channels=(8, 8, 12, 16)),
     "mobilenetv2_035": {},

@@ -47,7 +47,7 @@ IMAGENET = dict(
     swin_n=("res50", "convnext_t", "mixer_b16"),
     resmlp_s12=("res50", "convnext_t", "swin_t"),
 )
-CIFAR10 = dict(res18_mini=("deit_mini",), mixer_mini=("deit_mini",))
+CIFAR10 = dict(res18_mini=("tinyvit_mini",), mixer_mini=("tinyvit_mini",))
 TABLES = dict(cifar100=CIFAR100, imagenet=IMAGENET, cifar10=CIFAR10)
 PAIRS = [
     (teacher, student, data)
@@ -97,6 +97,8 @@ def shrink(cfg, side=64):
         fixed = ("swin", "vit", "deit", "mixer", "resmlp")
         if network.get("model_name", "").startswith(fixed):
             network.img_size = side
+        elif "img_size" in network.get("backbone", {}):
+            network.backbone.img_size = side
     if is_distiller(cfg):
         cfg.model.method.input_size = (side, side)
     return cfg

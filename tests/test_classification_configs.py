@@ -90,9 +90,10 @@ def test_a_pair_is_its_student_and_its_teacher(pair):
     assert is_distiller(cfg) and cfg.model.type == "ClassificationDistiller"
     assert cfg.model.student == student.model
     assert {**cfg.model.teacher, "pretrained": None} == {**teacher.model, "pretrained": None}
-    size = (64, 64) if data == "cifar10" else (224, 224)
+    small = dict(input_size=(32, 32), raa_grid=2, raa_dim=128)
+    own = small if data == "cifar10" else dict(input_size=(224, 224))
     overlay = Config.fromfile(CONFIGS / "_base_/methods/pat.py").method
-    assert {**cfg.model.method} == {"input_size": size, **overlay}
+    assert {**cfg.model.method} == {**overlay, **own}
 
 
 @pytest.mark.parametrize("pair", PUBLISHED, ids="-".join)
@@ -242,9 +243,16 @@ def test_without_method_the_student_is_left(pair):
 @pytest.mark.parametrize("pair", [PAIRS[0], PAIRS[12], PAIRS[-1]], ids="-".join)
 def test_overlay_applies(pair, method):
     cfg, plain = load(pair_name(*pair)), cached(pair_name(*pair))
-    overlay = Config.fromfile(CONFIGS / f"_base_/methods/{method}.py").method
+    methods = CONFIGS / "_base_/methods"
+    overlay = Config.fromfile(methods / f"{method}.py").method
     apply_method(cfg, method)
-    assert {**cfg.model.method} == {"input_size": plain.model.method.input_size, **overlay}
+    if overlay.type == "PAT":
+        # Over the pair's own settings of PAT, a variant changes what sets it apart.
+        pat = Config.fromfile(methods / "pat.py").method
+        apart = {key: value for key, value in overlay.items() if value != pat[key]}
+        assert {**cfg.model.method} == {**plain.model.method, **apart}
+    else:
+        assert {**cfg.model.method} == {"input_size": plain.model.method.input_size, **overlay}
     assert cfg.model.method.type in METHODS
     assert {key for key in cfg if cfg[key] != plain[key]} <= {"model"}
     assert {**cfg.model, "method": None} == {**plain.model, "method": None}
@@ -264,7 +272,7 @@ def test_crd_knows_how_many_images_there_are():
 
 def test_images_of_ones_own_in_place_of_cifar10():
     options = dict(data_root="mine/", classes=("cat", "dog"))
-    cfg = read(pair_name("deit_mini", "res18_mini", "cifar10"), options)
+    cfg = read(pair_name("tinyvit_mini", "res18_mini", "cifar10"), options)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.data_root == "mine/"
         assert loader.dataset.metainfo.classes == ("cat", "dog")
@@ -282,10 +290,10 @@ def test_data_of_another_place(data):
 
 
 def test_the_checkpoint_of_the_small_teacher_is_the_one_that_it_writes():
-    teacher = cached("teachers/deit_mini_cifar10")
+    teacher = cached("teachers/tinyvit_mini_cifar10")
     for student in CIFAR10:
-        model = cached(pair_name("deit_mini", student, "cifar10")).model
-        expected = f"work_dirs/deit_mini_cifar10/epoch_{teacher.train_cfg.max_epochs}.pth"
+        model = cached(pair_name("tinyvit_mini", student, "cifar10")).model
+        expected = f"work_dirs/tinyvit_mini_cifar10/epoch_{teacher.train_cfg.max_epochs}.pth"
         assert model.teacher_checkpoint == expected
 
 

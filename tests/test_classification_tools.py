@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
-PAIR = ROOT / "configs/pat/deit_mini-res18_mini_cifar10.py"
+PAIR = ROOT / "configs/pat/tinyvit_mini-res18_mini_cifar10.py"
 TRAINED = 24  # images
 SPY = '''
 import torch
@@ -145,7 +145,7 @@ def pair(tmp_path_factory):
     """The config of a pair with a student that timm does not have by this name."""
     student = (
         "model = dict(student=dict(\n"
-        "    _delete_=True, type='PretrainedTimmClassifier', num_classes=10, img_size=64,\n"
+        "    _delete_=True, type='PretrainedTimmClassifier', num_classes=10, img_size=32,\n"
         "    model_name='swin_pico_patch4_window7_224',\n"
         "    data_preprocessor={{_base_.preprocessor}},\n"
         "))\n"
@@ -197,7 +197,7 @@ def test_a_timm_student_is_tested_and_exported(trained, pair, settings, tmp_path
     model.load_state_dict(state)
     options = {k: v for k, v in cfg.model.items() if k not in ("type", "data_preprocessor", "loss")}
     network = timm.create_model(**options, checkpoint_path=str(exported)).eval()
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(network(images), model(images))
     trained_state = torch.load(checkpoint, weights_only=True)["state_dict"]

@@ -35,6 +35,7 @@ EXPECTED = {
     "small_mixer": (TOKENS, TOKENS, 0),
     "small_resmlp": (TOKENS, TOKENS, 0),
     "convnext_tiny": (MAPS, BEFORE, None),
+    "tiny_vit_5m_224": (MAPS, BEFORE, None),
     "resnet50": (MAPS, BEFORE, None),
     "resnet18": (MAPS, BEFORE, None),
     "mobilenetv2_035": (MAPS, MOBILE, None),

@@ -1,4 +1,4 @@
-# A quarter of ResNet18's width; about 25 s an epoch on one core, alone.
+# A quarter of ResNet18's width.
 _base_ = [
     "../_base_/datasets/cifar10.py",
     "../_base_/schedules/cifar10.py",

@@ -6,7 +6,7 @@ classes = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 # The models take their size from here.
-image_size = 64
+image_size = 32
 
 # What the models that use this data are given.
 preprocessor = dict(

@@ -1,23 +1,25 @@
-# DeiT of width 96 and six blocks on 8×8 patches; about 90 s an epoch on one core.
+# TinyViT, attention behind a convolutional stem, at a third of its width: from few images it learns
+# faster than DeiT or Swin.
 _base_ = [
-    "../_base_/models/deit_t.py",
+    "../_base_/models/timm_classifier.py",
     "../_base_/datasets/cifar10.py",
     "../_base_/schedules/cifar10.py",
     "../_base_/classification_runtime.py",
 ]
 
 model = dict(
+    model_name="tiny_vit_5m_224",
     num_classes=10,
-    img_size={{_base_.image_size}},
-    patch_size=8,
-    embed_dim=96,
-    depth=6,
-    num_heads=3,
+    embed_dims=(32, 64, 128, 160),
+    depths=(2, 2, 4, 2),
+    num_heads=(1, 2, 4, 5),
+    # The sides of the maps at 32 pixels.
+    window_sizes=(8, 4, 2, 1),
     data_preprocessor={{_base_.preprocessor}},
 )
 
 max_epochs = 20
-train_cfg = dict(max_epochs=max_epochs)
+train_cfg = dict(max_epochs=max_epochs, val_interval=4)
 param_scheduler = [
     dict(
         type="LinearLR",
