@@ -56,6 +56,10 @@ def test_detection_with_pat(tmp_path):
     assert figures["exchanged_bytes"]["gathered"] == 0
     assert f"{flops['step'] / 1e9:.2f}" in output and f"{teacher:,}" in output
 
+    # A number of an image meets a row of the weight once for each of its 25 regions.
+    patches = sum(embed.weight.numel() for embed in model.distill.raa.embeds)
+    assert flops["layers_forward"]["raa"] > 2 * 2 * 25 * patches
+
     # The student's forward pass of the backbone and pyramid alone, on the same size.
     model.student.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
