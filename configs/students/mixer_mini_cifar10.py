@@ -1,4 +1,4 @@
-# MLP-Mixer of width 96 and four layers on 8×8 patches.
+# MLP-Mixer of width 96 and four layers on 8×8 patches; about 18 s an epoch on one core, alone.
 _base_ = [
     "../_base_/datasets/cifar10.py",
     "../_base_/schedules/cifar10.py",

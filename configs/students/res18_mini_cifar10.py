@@ -1,4 +1,4 @@
-# A quarter of ResNet18's width.
+# A quarter of ResNet18's width; about 11 s an epoch on one core, alone.
 _base_ = [
     "../_base_/datasets/cifar10.py",
     "../_base_/schedules/cifar10.py",
