@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 TOOL = "analysis/get_flops.py"
 DETECTION = "configs/pat/swin_p-res18_digits.py"
-CLASSIFICATION = "configs/pat/deit_mini-res18_mini_cifar10.py"
+CLASSIFICATION = "configs/pat/tinyvit_mini-res18_mini_cifar10.py"
 
 
 def count(tmp_path, *args):
@@ -80,11 +80,12 @@ def test_classification_with_rows_that_are_gathered(tmp_path):
 
 
 def test_attention_is_counted(tmp_path):
-    figures, _ = count(tmp_path, CLASSIFICATION, "--method", "kd", "--batch-size", 1)
-    # DeiT with six blocks of width 96 on 8 × 8 patches of 64 pixels, and a class token.
-    width, tokens = 96, 65
+    config = "configs/pat/deit_t-res18_imagenet.py"
+    figures, _ = count(tmp_path, config, "--method", "kd", "--batch-size", 1)
+    # DeiT-T: twelve blocks of width 192 on 16 × 16 patches of 224 pixels, and a class token.
+    width, tokens = 192, 197
     block = 12 * tokens * width**2 + 2 * tokens**2 * width
-    products = (tokens - 1) * 3 * 8 * 8 * width + 6 * block + width * 10
+    products = (tokens - 1) * 3 * 16 * 16 * width + 12 * block + width * 1000
     assert figures["flops"]["teacher_forward"] == 2 * products
 
 

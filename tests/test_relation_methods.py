@@ -550,6 +550,9 @@ class Toy(BaseDistiller):
     def _find_shapes(self, image):
         raise AssertionError
 
+    def views(self, inputs, data_samples, records):
+        raise AssertionError
+
     def forward(self, inputs, data_samples=None, mode="tensor"):
         inputs = torch.stack(list(inputs))
         if mode != "loss":

@@ -278,7 +278,7 @@ def test_collected_table(tmp_path, reproduce):
 
     with open(files[1]) as file:
         rows = {(row["pair"], row["method"], row["settings"]): row for row in csv.DictReader(file)}
-    assert len(rows) == 1 + 2 * 24
+    assert len(rows) == 1 + 2 * 26
     row = rows["swin_t-res18", "pat", "equal"]
     assert (row["mAP"], row["mAP std"], row["AP50"], row["seeds"]) == ("35.4", "0.4", "50.0", "0 1")
     assert row["difference"] == "-0.2" and row["published"] == "35.62 / 56.67 / 38.04"

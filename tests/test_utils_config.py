@@ -481,6 +481,19 @@ def test_no_error_no_exit():
     assert value == 3
 
 
+@pytest.mark.parametrize("method", [None, "none"])
+def test_compile_is_for_the_blocks_of_a_pair_or_the_whole_student(method, tmp_path):
+    train = runpy.run_path(str(ROOT / "tools/train.py"))
+    cfg = load_config(str(ROOT / "configs/pat/swin_p-res18_digits.py"), None, method)
+    flags = dict.fromkeys(("method", "settings", "resume"), None)
+    flags |= dict.fromkeys(("amp", "auto_scale_lr"), False)
+    args = SimpleNamespace(config="c.py", work_dir=str(tmp_path), compile=True, **flags)
+    train["apply_flags"](cfg, args)
+    assert (cfg.model.get("compile"), cfg.get("compile")) == (
+        (None, True) if method else (True, None)
+    )
+
+
 def test_errors_of_the_tools_are_ours(monkeypatch, tmp_path):
     # --auto-scale-lr without a base batch size is refused in tools/train.py itself.
     train = runpy.run_path(str(ROOT / "tools/train.py"))
@@ -492,6 +505,7 @@ def test_errors_of_the_tools_are_ours(monkeypatch, tmp_path):
         method=None,
         settings=None,
         amp=False,
+        compile=False,
         auto_scale_lr=True,
         resume=None,
     )
