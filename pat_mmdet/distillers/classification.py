@@ -228,7 +228,8 @@ def _refuse_recomputation(network: nn.Module, stages: Sequence[Stage]) -> None:
     if stages and getattr(network, "with_cp", False) and hasattr(network, "model"):
         raise ValueError(
             "with_cp=True of TimmClassifier runs parts of the network a second time, past the "
-            "hooks that read its features; leave it out, or take a method on logits alone"
+            "hooks that read its features; leave it out (for a teacher, "
+            "model.recompute_teacher=True does the same), or take a method on logits alone"
         )
 
 
