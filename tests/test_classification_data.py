@@ -230,7 +230,7 @@ def test_cifar10_is_unpacked_once_and_read(top, tmp_path, monkeypatch, capsys):
     train, val = (data_set("students/res18_mini_cifar10", out, name) for name in ("train", "val"))
     assert (len(train), len(val)) == (20, 10)
     assert train.metainfo["classes"] == cifar10.CLASSES
-    assert train[3]["inputs"].shape == val[0]["inputs"].shape == (3, 64, 64)
+    assert train[3]["inputs"].shape == val[0]["inputs"].shape == (3, 32, 32)
     sample = train[3]["data_samples"]
     assert (sample.gt_label.item(), sample.sample_idx) == (1, 3)
 
