@@ -442,7 +442,7 @@ class _HierarchicalContext(torch.autograd.Function):
     def forward(ctx: Any, s: Tensor, t: Tensor) -> Tensor:
         gap = s - t
         sides = tuple(side for side in (4, 2, 1) if side < s.shape[2])
-        rows, columns, levels = _pooling(sides, *gap.shape[2:], gap.dtype, gap.device)
+        rows, columns, levels = ctx.pooling = _pooling(sides, *gap.shape[2:], gap.dtype, gap.device)
         pooled = (rows @ (gap @ columns.t())) * levels
         weights = 2 - 0.5 ** len(sides)
         maps = max(gap.shape[0] * gap.shape[1], 1)
@@ -458,8 +458,7 @@ class _HierarchicalContext(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         gap, pooled = ctx.saved_tensors
-        sides = tuple(side for side in (4, 2, 1) if side < gap.shape[2])
-        rows, columns, levels = _pooling(sides, *gap.shape[2:], gap.dtype, gap.device)
+        rows, columns, levels = ctx.pooling
         context = rows.t() @ (pooled * levels * (2 * ctx.scales[1]))
         batch = context.flatten(0, 1)
         full = torch.baddbmm(
