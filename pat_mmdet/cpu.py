@@ -9,19 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_OPS = torch.ops.mkldnn
 # Before 2.4, torch does not tell whether autocast is on for a device.
 _AVAILABLE = (
     torch.__version__ >= (2, 4)
     and torch.backends.mkldnn.is_available()
-    and hasattr(_OPS, "_reorder_linear_weight")
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def can_multiply(*factors: Tensor) -> bool:
-    """Tells whether :func:`product` serves: in full precision, on a CPU."""
+    """Tells whether oneDNN serves for a product: in full precision, on a CPU."""
     return (
         _AVAILABLE
         and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in factors)
@@ -30,30 +29,11 @@ def can_multiply(*factors: Tensor) -> bool:
     )
 
 
-def pack(weight: Tensor) -> Tensor:
-    """Brings a matrix (out, in) into oneDNN's layout for :func:`product`."""
-    return _OPS._reorder_linear_weight(weight.detach())
-
-
-def product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``, without gradient.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear``, by oneDNN's matrix product where that serves.
 
     Where the BLAS of torch leaves a part of the processor idle (MKL on AMD's with AVX-512), this is
-    twice as fast; elsewhere about as fast.
-
-    Args:
-        x: Rows (N, in).
-        packed: What :func:`pack` made of a weight (out, in).
-        bias: Shape (out,).
-
-    Returns:
-        Rows (N, out).
-    """
-    return _OPS._linear_pointwise(x, packed, bias, "none", [], "")
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.linear`` for weights in training, by :func:`product` where that serves.
+    twice as fast, forward and backward; elsewhere about as fast.
 
     Args:
         x: Shape (..., in).
@@ -65,32 +45,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if not can_multiply(x, weight):
         return F.linear(x, weight, bias)
-    rows = _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    rows = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return rows.view(*x.shape[:-1], len(weight))
 
 
-class _Product(torch.autograd.Function):
-    """``x @ weight.T + bias``. Packing costs a copy, so it is the smaller factor that is packed."""
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` for matrices; oneDNN takes transposed ones as they are."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """``x @ weight.T + bias`` for rows ``x``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        if x.numel() < weight.numel():
-            return product(weight, pack(x)).t() + bias
-        return product(x, pack(weight), bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        to_x = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
-            large = x.numel() < weight.numel()
-            to_x = gradient @ weight if large else product(gradient, pack(weight.t().contiguous()))
-        if ctx.needs_input_grad[1]:
-            to_weight = product(gradient.t().contiguous(), pack(x.t().contiguous()))
-        if ctx.needs_input_grad[2]:
-            to_bias = gradient.sum(0)
-        return to_x, to_weight, to_bias
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        return (
+            _product(gradient, weight.t()) if to_x else None,
+            _product(gradient.t(), x.t()) if to_weight else None,
+            gradient.sum(0) if to_bias else None,
+        )
 
 
 def keep_memory() -> None:

@@ -1,7 +1,7 @@
 """Layers of a frozen network in faster forms, which compute the same to rounding.
 
 What depends on the weights or on the size of the image alone is computed once, as the weights do
-not change any more: packed matrices for the CPU, the bias and the masks of window attention.
+not change any more: the bias and the masks of window attention, and where each window lies.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pat_mmdet.cpu import can_multiply, pack, product
+from pat_mmdet.cpu import linear
 
 # Positions of the tokens of so many batch and map sizes are kept.
 _PLANS = 64
@@ -37,41 +37,10 @@ def speed_up(network: nn.Module) -> None:
 
 
 class _FrozenLinear:
-    """A linear layer whose matrix is packed once for oneDNN, in full precision on a CPU.
-
-    That of the backward pass is packed too, so that the CPU holds the weights three times.
-    """
-
-    _packed: tuple | None = None
+    """A linear layer by oneDNN's matrix product, in full precision on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not can_multiply(x, self.weight):
-            return F.linear(x, self.weight, self.bias)
-        rows = _FrozenProduct.apply(x.reshape(-1, x.shape[-1]), self)
-        return rows.view(*x.shape[:-1], rows.shape[-1])
-
-    def packed(self, transposed: bool) -> Tensor:
-        """The matrix (out, in), or its transpose, in oneDNN's layout."""
-        version = (self.weight.data_ptr(), self.weight._version)
-        if self._packed is None or self._packed[0] != version:
-            self._packed = (version, {})
-        matrices = self._packed[1]
-        if transposed not in matrices:
-            matrices[transposed] = pack(self.weight.t().contiguous() if transposed else self.weight)
-        return matrices[transposed]
-
-
-class _FrozenProduct(torch.autograd.Function):
-    """``x @ weight.T + bias`` of rows; a gradient for ``x`` alone."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: _FrozenLinear) -> Tensor:
-        ctx.layer = layer
-        return product(x, layer.packed(False), layer.bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return product(gradient, ctx.layer.packed(True)), None
+        return linear(x, self.weight, self.bias)
 
 
 class _Plan(NamedTuple):

@@ -434,69 +434,75 @@ def hcl_loss(s: Tensor, t: Tensor) -> Tensor:
 class _HierarchicalContext(torch.autograd.Function):
     """:func:`hcl_loss` in few passes over the maps, of which one, their gap, is kept.
 
-    Pooling is linear and separable: with the averages of all sides as the rows of one matrix for
-    each axis, two thin products pool the gap for all levels, and two spread their gradients.
+    Pooling is linear: one matrix product gives the averages of all levels, and one adds their
+    gradients to that of the gap.
     """
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, t: Tensor) -> Tensor:
-        gap = s - t
-        sides = tuple(side for side in (4, 2, 1) if side < s.shape[2])
-        rows, columns, levels = ctx.pooling = _pooling(sides, *gap.shape[2:], gap.dtype, gap.device)
-        pooled = (rows @ (gap @ columns.t())) * levels
+        # What has the channels innermost (token networks) stays so: rows of channels, not of
+        # positions. The order of the target decides for both.
+        gap = t - s
+        batch, channels, height, width = ctx.shape = gap.shape
+        sides = tuple(side for side in (4, 2, 1) if side < height)
+        pool = _pooling(sides, height, width, gap.dtype, gap.device)
+        ctx.innermost = not gap.is_contiguous()
+        if ctx.innermost:
+            gap = gap.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+            pooled = pool @ gap
+        else:
+            gap = gap.view(batch * channels, height * width)
+            pooled = gap @ pool.t()
         weights = 2 - 0.5 ** len(sides)
-        maps = max(gap.shape[0] * gap.shape[1], 1)
-        ctx.scales = (
-            1 / (weights * maps * max(gap.shape[2] * gap.shape[3], 1)),
-            1 / (weights * maps),
-        )
-        ctx.save_for_backward(gap, pooled)
-        dense = torch.linalg.vector_norm(gap, dim=(2, 3)).square().sum()
-        return ctx.scales[0] * dense + ctx.scales[1] * (pooled * pooled).sum()
+        maps = max(batch * channels, 1)
+        ctx.scales = 1 / (weights * maps * max(height * width, 1)), 1 / (weights * maps)
+        ctx.save_for_backward(gap, pooled, pool)
+        dense = torch.linalg.vector_norm(gap, dim=-1).square().sum()
+        return ctx.scales[0] * dense + ctx.scales[1] * pooled.square().sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        gap, pooled = ctx.saved_tensors
-        rows, columns, levels = ctx.pooling
-        context = rows.t() @ (pooled * levels * (2 * ctx.scales[1]))
-        batch = context.flatten(0, 1)
-        full = torch.baddbmm(
-            gap.flatten(0, 1), batch, columns.expand(len(batch), -1, -1), beta=2 * ctx.scales[0]
-        )
-        full = full.mul_(gradient).view(gap.shape)
+        gap, pooled, pool = ctx.saved_tensors
+        batch, channels, height, width = ctx.shape
+        beta, alpha = (2 * scale for scale in ctx.scales)
+        if ctx.innermost:
+            pool = pool.t().expand(batch, -1, -1)
+            full = torch.baddbmm(gap, pool, pooled, beta=beta, alpha=alpha)
+            full = full.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        else:
+            full = torch.addmm(gap, pooled, pool, beta=beta, alpha=alpha).view(ctx.shape)
+        full = full.mul_(gradient)
         return (
-            full if ctx.needs_input_grad[0] else None,
-            -full if ctx.needs_input_grad[1] else None,
+            -full if ctx.needs_input_grad[0] else None,
+            full if ctx.needs_input_grad[1] else None,
         )
 
 
-@functools.lru_cache(64)
+@functools.lru_cache(16)  # that of P2 takes 5 MB
 @torch.no_grad()
 def _pooling(
     sides: tuple[int, ...], height: int, width: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Adaptive average pooling to several square sizes at once, as matrices.
+) -> Tensor:
+    """Adaptive average pooling to several square sizes at once, as a matrix.
 
     Args:
-        sides: Sides of the pooled maps.
+        sides: Sides of the pooled maps; the n-th has the weight 0.5 ** n in the loss.
         height: Of the map.
         width: Of the map.
         dtype: Of the result.
         device: Of the result.
 
     Returns:
-        Averages of rows (N, height) and of columns (N, width), N being the sum of the sides, and
-        the roots of the weights (N, N) of the pooled values: 0 between different sides.
+        Averages times the roots of their weights, shape (N, height * width) with N the number of
+        pooled values.
     """
-    matrices = []
-    for length in (height, width):
-        unit = torch.eye(length, dtype=torch.float64)[None]
-        pooled = [F.adaptive_avg_pool1d(unit, side)[0].t() for side in sides]
-        matrices.append(torch.cat(pooled or [unit.new_zeros(0, length)]))
-    weights = [
-        torch.full((side, side), (0.5 ** (i + 1) / side**2) ** 0.5, dtype=torch.float64)
-        for i, side in enumerate(sides)
-    ]
-    levels = torch.block_diag(*weights) if weights else torch.zeros(0, 0)
-    return tuple(x.to(device, dtype) for x in (*matrices, levels))
+    like = dict(dtype=dtype, device=device)
+    levels = [torch.zeros(0, height * width, **like)]
+    for n, side in enumerate(sides, 1):
+        rows, columns = (
+            F.adaptive_avg_pool1d(torch.eye(length, **like)[None], side)[0].t()
+            for length in (height, width)
+        )
+        levels.append(torch.kron(rows, columns) * (0.5**n / side**2) ** 0.5)
+    return torch.cat(levels)

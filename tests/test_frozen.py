@@ -125,23 +125,6 @@ def test_names_and_weights_stay():
     assert [name for name, _ in own.named_modules()] == [n for n, _ in faster.named_modules()]
 
 
-def test_new_weights_are_packed_anew():
-    layer = nn.Linear(8, 6).requires_grad_(False)
-    speed_up(layer)
-    x = torch.randn(3, 4, 8, requires_grad=True)
-    for change in (
-        lambda: None,
-        lambda: layer.weight.mul_(2),
-        lambda: layer.load_state_dict(nn.Linear(8, 6).state_dict()),
-        lambda: setattr(layer.weight, "data", torch.randn(6, 8)),
-    ):
-        change()
-        expected = x @ layer.weight.t() + layer.bias
-        torch.testing.assert_close(layer(x), expected)
-        (grad,) = torch.autograd.grad(layer(x).sum(), x)
-        torch.testing.assert_close(grad, layer.weight.sum(0).expand(x.shape))
-
-
 def test_other_precisions_take_the_ordinary_product():
     layer = nn.Linear(8, 6).requires_grad_(False)
     speed_up(layer)
@@ -153,26 +136,33 @@ def test_other_precisions_take_the_ordinary_product():
     assert not cpu.can_multiply(x.double()) and not cpu.can_multiply(x.bfloat16())
 
 
-@pytest.mark.skipif(not cpu.can_multiply(torch.zeros(1)), reason="torch without oneDNN")
-def test_product():
-    x, weight, bias = torch.randn(5, 8), torch.randn(6, 8), torch.randn(6)
-    torch.testing.assert_close(cpu.product(x, cpu.pack(weight), bias), x @ weight.t() + bias)
-    torch.testing.assert_close(cpu.product(x, cpu.pack(weight)), x @ weight.t())
-
-
-@pytest.mark.parametrize("rows", [3, 40])
-def test_linear_in_training(rows):
-    x = torch.randn(2, rows, 8, requires_grad=True)
-    layer = nn.Linear(8, 12)
-    inputs = (x, layer.weight, layer.bias)
-    out, expected = cpu.linear(*inputs), layer(x)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("reduce", [torch.sum, lambda y: (y * y).mean()], ids=["sum", "square"])
+def test_linear(bias, frozen, reduce):
+    """The gradient of a sum has strides of 0; it must do as well."""
+    x = torch.randn(2, 8, 5).transpose(1, 2).requires_grad_()
+    layer = nn.Linear(8, 12, bias=bias).requires_grad_(not frozen)
+    inputs = [x, *layer.parameters()]
+    out, expected = cpu.linear(x, layer.weight, layer.bias), layer(x)
     torch.testing.assert_close(out, expected)
-    weights = torch.randn_like(out)
-    grads, others = (torch.autograd.grad((y * weights).sum(), inputs) for y in (out, expected))
+    wanted = [value for value in inputs if value.requires_grad]
+    grads, others = (torch.autograd.grad(reduce(y), wanted) for y in (out, expected))
     for grad, other in zip(grads, others):
         torch.testing.assert_close(grad, other)
-    double = [value.detach().double() for value in inputs]
-    assert torch.equal(cpu.linear(*double), torch.nn.functional.linear(*double))
+
+
+def test_linear_keeps_no_input_of_a_frozen_layer():
+    kept = []
+    layer = nn.Linear(8, 12).requires_grad_(False)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        cpu.linear(torch.randn(5, 8, requires_grad=True), layer.weight, layer.bias)
+    assert [x.shape for x in kept] == [layer.weight.shape]
+
+
+def test_linear_in_double_precision_is_the_ordinary_one():
+    x, weight, bias = (torch.randn(shape).double() for shape in ((5, 8), (12, 8), (12,)))
+    assert torch.equal(cpu.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
 
 
 def test_kept_memory_is_used_again():

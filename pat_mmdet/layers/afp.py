@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pat_mmdet.cpu import linear
+
 KERNEL = 5
 PROMPTS = ("channel", "spatial")
 
@@ -91,7 +93,7 @@ def _pointwise_means(conv: nn.Conv2d, means: Tensor, valid: Tensor) -> Tensor:
     """
     if conv.groups == 1:
         # Convolution routines are slow on so small maps.
-        mixed = (conv.weight.flatten(1) @ means.flatten(2)).view(len(means), -1, *means.shape[2:])
+        mixed = linear(means.permute(0, 2, 3, 1), conv.weight.flatten(1)).permute(0, 3, 1, 2)
     else:
         mixed = F.conv2d(means, conv.weight, groups=conv.groups)
     return mixed + conv.bias[:, None, None] * valid
@@ -176,7 +178,7 @@ class _GatedConvs(nn.Module):
         # output position a dense one is a matrix product, which is much faster as such.
         if self.spread.groups == 1:
             flat = self.spread.weight.flatten(1)
-            pooled = F.linear(means.flatten(1), flat, self.spread.bias)[..., None, None]
+            pooled = linear(means.flatten(1), flat, self.spread.bias)[..., None, None]
         else:
             pooled = (means * self.spread.weight.squeeze(1)).sum((2, 3), keepdim=True)
             pooled = pooled + self.spread.bias[:, None, None]

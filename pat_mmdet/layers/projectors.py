@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -83,8 +84,11 @@ class TokenAligner(nn.Module):
                 f"{tuple(size)}: train at the configured input_size, or use MapAligner"
             )
         x = self.width_norm(x.flatten(2)).transpose(1, 2)
-        x = self.token_norm(linear(x, self.width.weight, self.width.bias)).transpose(1, 2)
-        return linear(x, self.tokens.weight, self.tokens.bias).unflatten(2, self.out_size)
+        x = self.token_norm(linear(x, self.width.weight, self.width.bias))
+        # Written so, the channels come out innermost, as the teacher's are.
+        weight = self.tokens.weight.expand(len(x), -1, -1)
+        grid = torch.baddbmm(self.tokens.bias[:, None], weight, x)
+        return grid.transpose(1, 2).unflatten(2, self.out_size)
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
