@@ -10,12 +10,13 @@ a channel there. "library" is the plain teacher with the libraries' own layers.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,8 +27,6 @@ from parts import Parts, add_arguments
 from pat_mmdet.cpu import keep_memory
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.runs import write_atomic
-
-_STATUS, _REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,16 +57,11 @@ def seconds(run: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _resident(key: str) -> float:
-    """Memory of this process in MiB: ``VmRSS`` now, ``VmHWM`` at its highest."""
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) / 1024
-
-
 def peak_memory(run: Callable[[], None], device: torch.device) -> float:
     """How much memory a run takes at its highest beyond what was in use before, in MiB.
 
-    Of the allocator on a GPU, else of the resident set of the process (Linux; NaN elsewhere).
+    By the allocator of a GPU; on a CPU by the sum of all that torch allocates and frees, which is
+    the same from run to run, where the resident set also has what malloc keeps.
     """
     gc.collect()
     if device.type == "cuda":
@@ -76,13 +70,11 @@ def peak_memory(run: Callable[[], None], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         run()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    if not _REFS.exists():
-        return float("nan")
-    ctypes.CDLL(None).malloc_trim(0)
-    _REFS.write_text("5")  # the highest is the present now
-    before = _resident("VmRSS")
-    run()
-    return _resident("VmHWM") - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it complains that there is no GPU
+    with torch.autograd.profiler.profile(profile_memory=True) as trace:
+        run()
+    changes = (e.nbytes() for e in trace.kineto_results.events() if e.name() == "[memory]")
+    return max(accumulate(changes), default=0) / 2**20
 
 
 def saved_memory(run: Callable[[], None], model: torch.nn.Module) -> float:
