@@ -300,6 +300,25 @@ def test_compiled_blocks_give_the_same_and_leave_the_hooks(monkeypatch):
     assert records["end"][0].shape == (2, 4, 8, 8)
 
 
+def test_every_block_is_compiled(monkeypatch):
+    """Blocks of one class are no more than 8 to dynamo, unless it is told otherwise."""
+
+    class Block(nn.Sequential):
+        pass
+
+    sizes = range(1, 13)
+    network = nn.Sequential(*(Block(nn.Linear(i, i + 1)) for i in sizes))
+    graphs = []
+    counting = partial(torch.compile, backend=lambda graph, _: graphs.append(graph) or graph)
+    monkeypatch.setattr(torch, "compile", counting)
+    compile_blocks(network)
+    for _ in range(2):
+        network(torch.randn(2, 1))
+        with torch.no_grad():
+            network(torch.randn(2, 1))
+    assert len(graphs) == 2 * len(sizes)
+
+
 def test_networks_without_blocks_are_refused():
     for change in (compile_blocks, recompute_blocks):
         with pytest.raises(ValueError, match="no blocks are found in Sequential: no class"):
