@@ -23,9 +23,11 @@ def compile_blocks(network: nn.Module) -> None:
     Raises:
         ValueError: If no blocks are found.
     """
+    from torch._dynamo import config  # slow to import
+
     blocks = _blocks(network)
     # Blocks of one class share the count of compilations, beyond which a block is run uncompiled.
-    torch._dynamo.config.cache_size_limit += 8 * len(blocks)
+    config.cache_size_limit += 8 * len(blocks)
     for block in blocks:
         block.forward = torch.compile(block.forward)
 
