@@ -1,0 +1,85 @@
+"""What makes training on a CPU faster: oneDNN's matrix products, and memory that is kept."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Before 2.4, torch does not tell whether autocast is on for a device.
+_AVAILABLE = (
+    torch.__version__ >= (2, 4)
+    and torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def onednn_supported(*factors: Tensor) -> bool:
+    """Tells whether oneDNN serves for a product: in full precision, on a CPU."""
+    return (
+        _AVAILABLE
+        and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in factors)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear``, by oneDNN's matrix product where that serves.
+
+    Where the BLAS of torch leaves a part of the processor idle (MKL on AMD's with AVX-512), this is
+    twice as fast, forward and backward; elsewhere about as fast.
+
+    Args:
+        x: Shape (..., in).
+        weight: Shape (out, in).
+        bias: Shape (out,).
+
+    Returns:
+        Shape (..., out).
+    """
+    if not onednn_supported(x, weight):
+        return F.linear(x, weight, bias)
+    rows = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return rows.view(*x.shape[:-1], len(weight))
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` for matrices; oneDNN takes transposed ones as they are."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """``x @ weight.T + bias`` for rows ``x``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        return (
+            _product(gradient, weight.t()) if to_x else None,
+            _product(gradient.t(), x.t()) if to_weight else None,
+            gradient.sum(0) if to_bias else None,
+        )
+
+
+def disable_malloc_trim() -> None:
+    """Has the allocator keep the memory of a step for the next one.
+
+    By default it returns large blocks to the system and gets them back page by page: some percent
+    of the time of a step. Does nothing without glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,7 @@
+"""The distillers: the ``model.type`` of a config."""
+
+from pat_mmdet.models.distillers.base import BaseDistiller, task_settings
+from pat_mmdet.models.distillers.classification import ClassificationDistiller
+from pat_mmdet.models.distillers.detection import DetectionDistiller
+
+__all__ = ["BaseDistiller", "ClassificationDistiller", "DetectionDistiller", "task_settings"]

@@ -1,0 +1,61 @@
+"""DKD: the target class and the other classes apart (Zhao et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pat_mmdet.models.losses import dkd_loss
+from pat_mmdet.models.methods.base import BaseMethod, Prompted
+from pat_mmdet.registry import METHODS
+from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+
+
+@METHODS.register_module()
+class DKD(BaseMethod):
+    """Matches how sure the networks are of the label, and how they rank the other classes.
+
+    Source: Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, Eq. 7:
+    ``T² · (alpha · TCKD + beta · NCKD)``, see :func:`pat_mmdet.models.losses.dkd_loss`. In detection
+    the logits (N, K) are the class scores of both networks on the student's N sampled RoIs, and
+    the target is the label (N,) that the student's sampler gave; background is a class like any
+    other, the last one. The defaults are the paper's for classification.
+
+    Args:
+        student (FeatureSpec): Shapes of the student.
+        teacher (FeatureSpec): Shapes of the teacher.
+        alpha (float): Weight of TCKD, on the target against all the rest.
+        beta (float): Weight of NCKD, on the distribution over the other classes.
+        temperature (float): Temperature of all distributions.
+        kd_weight (float): Weight of the sum.
+    """
+
+    needs = frozenset({"logits"})
+
+    def __init__(
+        self,
+        student: FeatureSpec,
+        teacher: FeatureSpec,
+        alpha: float = 1.0,
+        beta: float = 2.0,
+        temperature: float = 1.0,
+        kd_weight: float = 1.0,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.alpha = alpha
+        self.beta = beta
+        self.temperature = temperature
+        self.kd_weight = kd_weight
+
+    def forward(
+        self, student: NetworkOutputs, teacher: NetworkOutputs, prompted: Prompted
+    ) -> dict[str, Tensor]:
+        """Gives ``loss_kd``; arguments as in :class:`BaseMethod`."""
+        loss = dkd_loss(
+            student.logits,
+            teacher.logits,
+            student.labels,
+            alpha=self.alpha,
+            beta=self.beta,
+            temperature=self.temperature,
+        )
+        return {"loss_kd": self.kd_weight * loss}

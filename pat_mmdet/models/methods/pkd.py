@@ -1,0 +1,68 @@
+"""PKD: Pearson correlation of feature maps (Cao et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pat_mmdet.models.layers import ChannelProjector
+from pat_mmdet.models.methods.base import BaseMethod, Prompted
+from pat_mmdet.registry import METHODS
+from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+
+
+@METHODS.register_module()
+class PKD(BaseMethod):
+    """Matches feature maps up to the scale and offset of each channel.
+
+    Source: Cao et al., PKD: General Distillation Framework for Object Detectors via Pearson
+    Correlation Coefficient, NeurIPS 2022, the loss on FPN levels. Each channel of a map
+    (B, C, H, W) is brought to zero mean and unit variance over B, H and W, that of the student
+    and that of the teacher; the loss is half their mean squared error, that is 1 − r with the
+    correlation r (up to the factor (n − 1)/n of the unbiased variance, n = B·H·W, which the
+    published code has too), summed over levels.
+
+    A 1×1 convolution leads to the teacher's channels where the numbers differ, and a map of
+    another size is resized bilinearly to the teacher's. The default weight is that of MMRazor's
+    configs, which use the first four levels; here all levels count.
+
+    Args:
+        student (FeatureSpec): Shapes of the student.
+        teacher (FeatureSpec): Shapes of the teacher.
+        fd_weight (float): Weight of the loss, the sum over levels.
+    """
+
+    needs = frozenset({"features"})
+
+    def __init__(self, student: FeatureSpec, teacher: FeatureSpec, fd_weight: float = 6.0) -> None:
+        super().__init__(student, teacher)
+        self.fd_weight = fd_weight
+        # Without a bias, since the loss does not see it.
+        self.projectors = nn.ModuleList(
+            ChannelProjector(own[0], target[0], bias=False)
+            for own, target in zip(student.features, teacher.features)
+        )
+
+    def forward(
+        self, student: NetworkOutputs, teacher: NetworkOutputs, prompted: Prompted
+    ) -> dict[str, Tensor]:
+        """Gives ``loss_fd``; arguments as in :class:`BaseMethod`."""
+        distances = [
+            _half_squared_distance(projector(own, target.shape[-2:]).float(), target.float())
+            for projector, own, target in zip(self.projectors, student.features, teacher.features)
+        ]
+        return {"loss_fd": self.fd_weight * sum(distances)}
+
+
+def _half_squared_distance(own: Tensor, target: Tensor) -> Tensor:
+    """Half the mean squared error of two maps (B, C, H, W), each channel standardised first."""
+
+    def standardise(x: Tensor) -> Tensor:
+        # Batch normalisation keeps one map for the backward pass, where single steps keep three.
+        # Not of torch.nn.functional, which refuses a single position; its loss is 0 here.
+        return torch.batch_norm(x, None, None, None, None, True, 0.0, 1e-12, True)
+
+    count = own[:, 0].numel()
+    unbiased = (count - 1) / max(count, 1)
+    return unbiased * F.mse_loss(standardise(own), standardise(target)) / 2
