@@ -2,7 +2,7 @@
 
 Importing the package registers its distillers, methods, hooks, data sets and loops, so that configs
 find them by name. Where the OpenMMLab packages are missing it registers nothing, and
-``pat_mmdet.losses`` and ``pat_mmdet.layers`` still work with torch alone.
+``pat_mmdet.models.losses`` and ``pat_mmdet.models.layers`` still work with torch alone.
 """
 
 import importlib
@@ -23,7 +23,7 @@ def _installed(module: str) -> bool:
 
 def _obstacle() -> str:
     """Tells what keeps the OpenMMLab packages from being used; empty if nothing does."""
-    from .versions import PACKAGES, pip_command
+    from .utils.version_check import PACKAGES, pip_command
 
     needed = {
         "mmengine": ["mmengine"],
@@ -31,7 +31,7 @@ def _obstacle() -> str:
         "mmdet": ["mmdet", "mmdet.datasets", "mmdet.models"],
     }
     for package, modules in needed.items():
-        command = pip_command(package, PACKAGES[package].works)
+        command = pip_command(package, PACKAGES[package].supported)
         if not _installed(package):
             return f"{package} is not installed. To install it: {command}"
         try:
@@ -52,29 +52,24 @@ def _register_all() -> None:
     """Imports what registers itself, if MMDetection is there to register with."""
     if not _installed("mmengine"):
         return
-    from .versions import check_versions
+    from .utils.version_check import check_versions
 
     check_versions()
     obstacle = _obstacle()
     if obstacle:
         warnings.warn(
             f"pat_mmdet registers nothing with MMDetection, as {obstacle}\n"
-            "(pat_mmdet.losses and pat_mmdet.layers work without it.)",
+            "(pat_mmdet.models.losses and pat_mmdet.models.layers work without it.)",
             stacklevel=3,
         )
         return
-    from . import (  # noqa: F401
-        backbones,
-        datasets,
-        distillers,
-        evaluation,
-        hooks,
-        loops,
-        methods,
-    )
+    from . import datasets, evaluation  # noqa: F401
+    from .engine import hooks, runner  # noqa: F401
+    from .models import backbones, distillers, methods  # noqa: F401
 
     if _installed("mmpretrain") and _installed("timm"):
-        from . import classifiers, timm_models  # noqa: F401
+        from .models import classifiers  # noqa: F401
+        from .models.backbones import timm_swin  # noqa: F401
 
 
 _register_all()

@@ -3,9 +3,9 @@
 from mmengine.registry import Registry
 from torch import nn
 
-from pat_mmdet.views import NetworkSpec
+from pat_mmdet.structures import FeatureSpec
 
-METHODS = Registry("method", scope="pat_mmdet", locations=["pat_mmdet.methods"])
+METHODS = Registry("method", scope="pat_mmdet", locations=["pat_mmdet.models.methods"])
 
 
 def method_class(cfg: dict) -> type[nn.Module]:
@@ -24,16 +24,16 @@ def method_class(cfg: dict) -> type[nn.Module]:
     return METHODS.get(name)
 
 
-def build_method(cfg: dict, student: NetworkSpec, teacher: NetworkSpec) -> nn.Module:
+def build_method(cfg: dict, student: FeatureSpec, teacher: FeatureSpec) -> nn.Module:
     """Builds a method for a pair of networks.
 
     Args:
         cfg (dict): ``type`` is a name in :data:`METHODS`, the rest are its arguments.
-        student (NetworkSpec): Shapes of the student, from the dry run.
-        teacher (NetworkSpec): Shapes of the teacher, from the dry run.
+        student (FeatureSpec): Shapes of the student, from the dry run.
+        teacher (FeatureSpec): Shapes of the teacher, from the dry run.
 
     Returns:
-        nn.Module: The method, a :class:`pat_mmdet.methods.BaseMethod`.
+        nn.Module: The method, a :class:`pat_mmdet.models.methods.BaseMethod`.
 
     Raises:
         ValueError: If the name is unknown.

@@ -1,6 +1,6 @@
 """Data sets and the loading of images."""
 
 from pat_mmdet.datasets.coco import CheckedCocoDataset
-from pat_mmdet.datasets.loading import LoadImageOrSkip
+from pat_mmdet.datasets.transforms import LoadImageOrSkip
 
 __all__ = ["CheckedCocoDataset", "LoadImageOrSkip"]

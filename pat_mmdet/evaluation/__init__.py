@@ -1,5 +1,5 @@
 """Evaluation of detectors."""
 
-from pat_mmdet.evaluation.faster_coco_metric import FasterCocoMetric
+from .metrics import FasterCocoMetric
 
 __all__ = ["FasterCocoMetric"]

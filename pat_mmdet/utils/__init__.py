@@ -10,10 +10,10 @@ from pat_mmdet.utils.config import (
     set_work_dir,
     student_model,
 )
-from pat_mmdet.utils.runs import Training, read_record, write_atomic, write_record
+from pat_mmdet.utils.runs import RunDir, read_record, write_atomic, write_record
 
 __all__ = [
-    "Training",
+    "RunDir",
     "apply_method",
     "check_data",
     "is_distiller",

@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import isdir
 from mmengine.logging import print_log
 
-from pat_mmdet.cpu import keep_memory
+from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
 
 SETTINGS = {
     "equal": "the same iterations, learning rate and EMA for all methods, those of the config",
@@ -163,7 +163,7 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     if torch.cuda.is_available():
         return
-    keep_memory()
+    disable_malloc_trim()
     wrapper = cfg.get("optim_wrapper") or {}
     if wrapper.get("type") == "AmpOptimWrapper":
         print_log("no GPU: full precision instead of mixed", "current", logging.WARNING)

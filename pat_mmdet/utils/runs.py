@@ -19,7 +19,7 @@ from mmengine.config import Config
 
 
 @dataclass(frozen=True)
-class Training:
+class RunDir:
     """A training and what its work dir tells about it; the folder need not exist yet.
 
     Attributes:
@@ -33,7 +33,7 @@ class Training:
     unit: str = "iter"
 
     @classmethod
-    def of(cls, folder: Path, cfg: Config) -> Training:
+    def from_config(cls, folder: Path, cfg: Config) -> RunDir:
         """The training of a config, whose length is that of the config.
 
         Raises:
@@ -80,7 +80,7 @@ class Training:
                 return entry
         return None
 
-    def done(self) -> bool:
+    def is_finished(self) -> bool:
         """Tells whether the last checkpoint is there and was evaluated."""
         return self.checkpoint.is_file() and self.metrics() is not None
 
@@ -89,7 +89,7 @@ class Training:
         unit = "step" if self.unit == "iter" else "epoch"
         return max((entry.get(unit, 0) for entry in self._steps()), default=0)
 
-    def seconds(self) -> float:
+    def train_time(self) -> float:
         """Seconds of all training steps, data loading included; NaN without a log.
 
         Logged are means over some steps, so this is their mean times the number of steps.

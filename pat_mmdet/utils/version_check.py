@@ -21,33 +21,33 @@ class Package(NamedTuple):
     Attributes:
         distributions: The names it is published under: the original, then forks and variants that
             are imported by the same name.
-        works: The versions to install (the extras of setup.py say the same).
+        supported: The versions to install (the extras of setup.py say the same).
         tested: The newest series that the tests ran with.
     """
 
     distributions: tuple[str, ...]
-    works: str
+    supported: str
     tested: str
 
 
-class Bad(NamedTuple):
+class Incompatibility(NamedTuple):
     """Versions that do not work, always or beside certain versions of another distribution.
 
     Attributes:
         package: The package, a key of :data:`PACKAGES`.
         versions: Those that do not work.
-        works: Those to install instead.
+        supported: Those to install instead.
         reason: Why, as the end of a sentence.
-        beside: The distribution with which they do not work; empty: with none.
-        beside_versions: The versions of that distribution.
+        with_package: The distribution with which they do not work; empty: with none.
+        with_versions: The versions of that distribution.
     """
 
     package: str
     versions: str
-    works: str
+    supported: str
     reason: str
-    beside: str = ""
-    beside_versions: str = ""
+    with_package: str = ""
+    with_versions: str = ""
 
 
 PACKAGES = {
@@ -61,14 +61,16 @@ PACKAGES = {
 
 _REFUSED = "MMDetection {beside} refuses it when it is imported"
 
-KNOWN_BAD = (
-    Bad("torch", "<2.0", ">=2.0", "this package is written for torch 2"),
-    Bad("mmdet", "<3.0.0", ">=3.1.0,<4.0.0", "its registries are those of MMDetection 2"),
-    Bad("mmengine", "<0.7.1", ">=0.10.0,<1.0.0", "MMDetection 3 needs a newer one"),
-    Bad("mmengine", ">=1.0.0", ">=0.10.0,<1.0.0", _REFUSED, "mmdet", "<3.4"),
-    Bad("mmcv", "<2.0.0", ">=2.0.0,<2.2.0", "MMDetection 3 needs a newer one"),
-    Bad("mmcv", ">=2.1.0", ">=2.0.0,<2.1.0", _REFUSED, "mmdet", "<3.2.0"),
-    Bad("mmcv", ">=2.2.0", ">=2.0.0,<2.2.0", _REFUSED, "mmdet", ">=3.2.0,<3.4"),
+INCOMPATIBILITIES = (
+    Incompatibility("torch", "<2.0", ">=2.0", "this package is written for torch 2"),
+    Incompatibility(
+        "mmdet", "<3.0.0", ">=3.1.0,<4.0.0", "its registries are those of MMDetection 2"
+    ),
+    Incompatibility("mmengine", "<0.7.1", ">=0.10.0,<1.0.0", "MMDetection 3 needs a newer one"),
+    Incompatibility("mmengine", ">=1.0.0", ">=0.10.0,<1.0.0", _REFUSED, "mmdet", "<3.4"),
+    Incompatibility("mmcv", "<2.0.0", ">=2.0.0,<2.2.0", "MMDetection 3 needs a newer one"),
+    Incompatibility("mmcv", ">=2.1.0", ">=2.0.0,<2.1.0", _REFUSED, "mmdet", "<3.2.0"),
+    Incompatibility("mmcv", ">=2.2.0", ">=2.0.0,<2.2.0", _REFUSED, "mmdet", ">=3.2.0,<3.4"),
 )
 
 _warned: set[str] = set()
@@ -121,18 +123,18 @@ def _contains(versions: str, version: Version) -> bool:
 def _known_bad(found: dict[str, tuple[str, Version]]) -> list[str]:
     """A paragraph for each package that cannot work, with the first reason found."""
     problems = {}
-    for bad in KNOWN_BAD:
+    for bad in INCOMPATIBILITIES:
         if bad.package not in found or bad.package in problems:
             continue
         distribution, version = found[bad.package]
-        beside = installed(bad.beside) if bad.beside else None
-        if bad.beside and (beside is None or not _contains(bad.beside_versions, beside)):
+        beside = installed(bad.with_package) if bad.with_package else None
+        if bad.with_package and (beside is None or not _contains(bad.with_versions, beside)):
             continue
         if _contains(bad.versions, version):
             reason = bad.reason.format(beside=beside)
             problems[bad.package] = (
                 f"{distribution} {version} does not work ({reason}); "
-                f"{bad.package}{bad.works} does:\n    {pip_command(bad.package, bad.works)}"
+                f"{bad.package}{bad.supported} does:\n    {pip_command(bad.package, bad.supported)}"
             )
     return list(problems.values())
 
@@ -144,8 +146,8 @@ def _untried(found: dict[str, tuple[str, Version]]) -> list[str]:
         tested = Version(PACKAGES[package].tested)
         if version.release[: len(tested.release)] > tested.release:
             notes.append(f"{distribution} {version} is newer than {tested}, the newest tested")
-        elif not _contains(PACKAGES[package].works, version):
-            notes.append(f"{distribution} {version} is outside {PACKAGES[package].works}")
+        elif not _contains(PACKAGES[package].supported, version):
+            notes.append(f"{distribution} {version} is outside {PACKAGES[package].supported}")
     numpy = installed("numpy")
     if "mmpretrain" in found and numpy is not None and numpy >= Version("2.4"):
         notes.append(f"numpy {numpy} has no in1d, which mmpretrain's retrieval metrics call")

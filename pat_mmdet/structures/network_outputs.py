@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass
-class View:
+class NetworkOutputs:
     """Outputs of one network on one batch.
 
     Attributes:
@@ -33,7 +33,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class NetworkSpec:
+class FeatureSpec:
     """Shapes of one network, found by a dry run on an image of the configured input size.
 
     Attributes:

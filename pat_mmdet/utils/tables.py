@@ -14,7 +14,7 @@ from math import isnan, nan
 from statistics import mean, stdev
 
 from pat_mmdet.utils.config import SETTINGS
-from pat_mmdet.utils.runs import Training
+from pat_mmdet.utils.runs import RunDir
 
 LABELS = {"none": "none (student alone)", "teacher": "teacher (alone)"}
 
@@ -96,17 +96,17 @@ class Row:
     facts: dict[str, set[str]] = field(default_factory=dict)
     status: list[str] = field(default_factory=list)
 
-    def add(self, seed: int, training: Training, record: dict, key: str) -> None:
+    def add(self, seed: int, training: RunDir, record: dict, key: str) -> None:
         """Adds a training, which counts if it is done.
 
         Args:
             seed (int): Its seed.
-            training (Training): Its work dir.
+            training (RunDir): Its work dir.
             record (dict): Its ``run.json``; empty if it was started by hand.
             key (str): The value that it must have been evaluated for.
         """
         starts = record.get("starts", [])
-        result = training.metrics() if training.done() else None
+        result = training.metrics() if training.is_finished() else None
         if result is None:
             failed = " failed" if starts and starts[-1]["exit_code"] else ""
             self.status.append(f"seed {seed}: {training.progress()}/{training.steps}{failed}")
@@ -116,7 +116,7 @@ class Row:
             return
         self.seeds.append(seed)
         self.results.append(result)
-        self.seconds.append(training.seconds())
+        self.seconds.append(training.train_time())
         facts = {name: {start[name] for start in starts} for name in ("hardware", "revision")}
         facts["length"] = {f"{training.steps} {training.unit_name}"}
         facts["options"] = {" ".join(record.get("options", ()))} - {""}
@@ -385,14 +385,14 @@ TABLES = {
             title="CIFAR-100 test images at 224 pixels. The students' teachers are the released "
             "checkpoints that the configs name, unless another one was given; the teacher cells "
             "train them here",
-            data="unpack the public archive with tools/data/cifar100.py",
+            data="unpack the public archive with tools/dataset_converters/cifar100.py",
         ),
         _classification(
             "imagenet",
             _IMAGENET,
             train_teachers=False,
             title="ImageNet-1K validation images. The teachers are those of timm",
-            data="put ImageNet into the usual folders; tools/data/imagenet.py checks them",
+            data="put ImageNet into the usual folders; tools/dataset_converters/imagenet.py checks them",
         ),
         _small(
             "cifar10",
@@ -401,7 +401,7 @@ TABLES = {
             _TOP1,
             (*_CLASSIFICATION, "pat_fast"),
             title="CIFAR-10 images in folders, small networks. Nothing is published for this table",
-            data="unpack them with tools/data/cifar10.py",
+            data="unpack them with tools/dataset_converters/cifar10.py",
         ),
         _small(
             "digits",
@@ -411,8 +411,16 @@ TABLES = {
             _DETECTION,
             title="Handwritten digits on photographs (generated), small Faster R-CNN. Nothing is "
             "published for this table",
-            data="run tools/data/make_digits.py",
-            generator=("data/make_digits.py", "--train", "3000", "--val", "200", "--seed", "0"),
+            data="run tools/dataset_converters/make_digits.py",
+            generator=(
+                "dataset_converters/make_digits.py",
+                "--train",
+                "3000",
+                "--val",
+                "200",
+                "--seed",
+                "0",
+            ),
         ),
         _small(
             "bccd",
@@ -421,7 +429,7 @@ TABLES = {
             _COCO_METRICS,
             _DETECTION,
             title="BCCD blood cells, small Faster R-CNN. Nothing is published for this table",
-            data="get github.com/Shenggan/BCCD_Dataset and convert it with tools/data/voc2coco.py; "
+            data="get github.com/Shenggan/BCCD_Dataset and convert it with tools/dataset_converters/voc2coco.py; "
             "the commands are in docs/results.md",
         ),
     )

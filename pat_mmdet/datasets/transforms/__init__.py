@@ -1,0 +1,5 @@
+"""Transforms of data pipelines."""
+
+from .loading import LoadImageOrSkip
+
+__all__ = ["LoadImageOrSkip"]
