@@ -1,7 +1,7 @@
 """Write images of a detection config with their boxes, after the pipeline, to a folder.
 
 Example:
-    python tools/browse_dataset.py configs/pat/swin_t-res18_coco.py --number 50
+    python tools/analysis_tools/browse_dataset.py configs/pat/swin_t-res18_coco.py --number 50
 
 shows what the network is trained on. No window is opened, so it runs without a display.
 """

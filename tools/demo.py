@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 
-from pat_mmdet.utils import Training, load_config, student_model
+from pat_mmdet.utils import RunDir, load_config, student_model
 from pat_mmdet.utils.errors import clear_errors
 
 TOOLS = Path(__file__).resolve().parent
@@ -36,17 +36,17 @@ class Run:
         title (str): Name in the report.
         config (Path): Config of the training.
         options (dict[str, str]): Overridden settings of the config.
-        training (Training): Its work dir and length.
+        training (RunDir): Its work dir and length.
     """
 
     title: str
     config: Path
     options: dict[str, str]
-    training: Training
+    training: RunDir
 
     def train(self) -> None:
         """Trains, or goes on with what an earlier call began."""
-        if self.training.done():
+        if self.training.is_finished():
             print(f"[demo] {self.title}: done already", flush=True)
             return
         print(f"[demo] {self.title}: training, logs in {self.training.folder}", flush=True)
@@ -76,7 +76,7 @@ def plan(folder: Path, seed: int, iters: int, teacher_iters: int) -> list[Run]:
             "param_scheduler.1.begin": warm_up,
             "param_scheduler.1.end": str(steps),
         }
-        training = Training(folder / name, steps)
+        training = RunDir(folder / name, steps)
         return Run(title, CONFIGS / config, {**data, **scheduled, **options}, training)
 
     teacher = run(
@@ -107,7 +107,9 @@ def table(runs: list[Run]) -> str:
             f"{scores[f'coco/bbox_{key}']:.3f}" for key in ("mAP", "mAP_50", "mAP_75")
         )
         training = run.training
-        rows.append(f"| {run.title} | {training.steps} | {training.seconds():.0f} s | {values} |")
+        rows.append(
+            f"| {run.title} | {training.steps} | {training.train_time():.0f} s | {values} |"
+        )
     return "\n".join(rows)
 
 
@@ -196,7 +198,7 @@ def main() -> None:
     # One core is left to the data loader.
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 2) - 1, 1)))
     run_tool(
-        "data/make_digits.py", folder / "digits",
+        "dataset_converters/make_digits.py", folder / "digits",
         "--train", args.images, "--val", args.val_images, "--seed", args.seed,
     )  # fmt: skip
     runs = plan(folder, args.seed, args.iters, args.teacher_iters)

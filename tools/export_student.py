@@ -10,15 +10,15 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from pat_mmdet.backbones import HeadlessMobileNetV2
 from pat_mmdet.datasets import CheckedCocoDataset, LoadImageOrSkip
-from pat_mmdet.hooks import (
+from pat_mmdet.engine.hooks import (
     DistillWeightHook,
     SafeCheckpointHook,
     StudentEMAHook,
     TolerantVisualizationHook,
 )
-from pat_mmdet.loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
+from pat_mmdet.engine.runner import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
+from pat_mmdet.models.backbones import HeadlessMobileNetV2
 from pat_mmdet.utils import load_config, load_weights, read_checkpoint, student_model
 from pat_mmdet.utils.cli import add_cfg_options
 from pat_mmdet.utils.errors import clear_errors
@@ -82,7 +82,7 @@ def _plain(value: object) -> object:
             node["type"] = PLAIN_NAMES.get(node["type"], node["type"])
         if node.get("type") == "TimmClassifier" and "model_name" in node:
             # Only there, as detection does without timm.
-            from pat_mmdet.timm_models import plain_settings
+            from pat_mmdet.models.backbones.timm_swin import plain_settings
 
             node.update(plain_settings(node["model_name"]), pretrained=False)
         return node

@@ -1,7 +1,7 @@
 """Print a config as training sees it: bases, ``--method`` and ``--cfg-options`` merged.
 
 Example:
-    python tools/print_config.py configs/pat/swin_t-res18_coco.py --method kd
+    python tools/misc/print_config.py configs/pat/swin_t-res18_coco.py --method kd
 """
 
 from __future__ import annotations

@@ -31,12 +31,12 @@ from typing import IO
 import torch
 from mmengine.config import Config
 
-from pat_mmdet.tables import TABLES, Cell, Row, Table, find_table
-from pat_mmdet.utils import Training, load_config, read_record, write_atomic, write_record
+from pat_mmdet.utils import RunDir, load_config, read_record, write_atomic, write_record
 from pat_mmdet.utils.cli import add_cfg_options
 from pat_mmdet.utils.config import SETTINGS
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.runs import cores, hardware, lock_folder, revision, versions
+from pat_mmdet.utils.tables import TABLES, Cell, Row, Table, find_table
 
 TOOLS = Path(__file__).resolve().parent
 CONFIGS = TOOLS.parent / "configs"
@@ -52,20 +52,20 @@ class Job:
     Attributes:
         title (str): Its name in messages.
         cfg (Config): Its config, options applied.
-        training (Training): Its work dir and length.
+        training (RunDir): Its work dir and length.
         command (list[str]): What runs it, or goes on with it.
         record (dict): What decides its result, for ``run.json``.
-        teacher (Training, optional): A training that must be done before.
+        teacher (RunDir, optional): A training that must be done before.
         process (subprocess.Popen, optional): The training, once started.
         lock (IO, optional): Held while it trains.
     """
 
     title: str
     cfg: Config
-    training: Training
+    training: RunDir
     command: list[str]
     record: dict
-    teacher: Training | None = None
+    teacher: RunDir | None = None
     process: subprocess.Popen | None = None
     lock: IO | None = None
 
@@ -90,14 +90,14 @@ class Job:
 
     def start(self, args: argparse.Namespace) -> str | None:
         """Starts the training; gives a reason instead when there is nothing to start."""
-        if self.teacher is not None and not self.teacher.done():
+        if self.teacher is not None and not self.teacher.is_finished():
             return "left out, its teacher is not done"
         folder = self.training.folder
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = lock_folder(folder)
         if self.lock is None:
             return "skipped, another process is training it"
-        if self.training.done():
+        if self.training.is_finished():
             self.lock.close()
             return "done already"
         command = self.line
@@ -141,7 +141,7 @@ class Job:
         record["starts"][-1]["exit_code"] = code
         write_record(folder, record)
         self.lock.close()
-        if code == 0 and self.training.done():
+        if code == 0 and self.training.is_finished():
             return None
         logs = [*sorted(folder.glob("*/*.log")), *folder.glob("output.log")]
         return f"{self.title} (exit code {code}): see {logs[-1] if logs else 'the output above'}"
@@ -188,7 +188,7 @@ def make_job(table: Table, cell: Cell, seed: int, args: argparse.Namespace) -> J
         given.insert(0, f"model.teacher_checkpoint={args.teacher_checkpoint}")
     cfg = read_config(cell, args.settings, tuple(given))
     folder = folder_of(Path(args.work_dir, table.name), cell, args.settings) / f"seed_{seed}"
-    training = Training.of(folder, cfg)
+    training = RunDir.from_config(folder, cfg)
 
     options, teacher = [f"randomness.seed={seed}"], None
     if table.teacher_of(cell) and not args.teacher_checkpoint:
@@ -329,10 +329,10 @@ def read_row(table: Table, cell: Cell, settings: str, folder: Path) -> Row:
     for seed in sorted(int(name) for name in found if name.isdigit()):
         record = read_record(folder / f"seed_{seed}")
         if record:
-            training = Training(folder / f"seed_{seed}", *record["length"])
+            training = RunDir(folder / f"seed_{seed}", *record["length"])
         else:
             # Trained by hand, with a command of the list.
-            training = Training.of(folder / f"seed_{seed}", read_config(cell, settings, ()))
+            training = RunDir.from_config(folder / f"seed_{seed}", read_config(cell, settings, ()))
         row.add(seed, training, record, table.metrics[0].key)
     return row
 

@@ -1,7 +1,7 @@
 """Measure what the training data loader of a config yields, without a model.
 
 Example:
-    python tools/analysis/benchmark_dataloader.py configs/pat/swin_t-res18_coco.py
+    python tools/analysis_tools/benchmark_dataloader.py configs/pat/swin_t-res18_coco.py
 
 A training whose steps take longer than a batch takes here does not wait for its data. The loader is
 that of the config, with its workers; other settings can be tried with ``--cfg-options
@@ -21,7 +21,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.utils.dl_utils import set_multi_processing
 
-from pat_mmdet.loops import training_dataloader
+from pat_mmdet.engine.runner import training_dataloader
 from pat_mmdet.utils import load_config, write_atomic
 from pat_mmdet.utils.cli import add_cfg_options
 from pat_mmdet.utils.errors import clear_errors

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from parts import Parts, add_arguments
 
-from pat_mmdet.cpu import keep_memory
+from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.runs import write_atomic
 
@@ -109,7 +109,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
     if args.amp:
         dtype = torch.float16 if torch.device(args.device).type == "cuda" else torch.bfloat16
     if torch.device(args.device).type == "cpu":
-        keep_memory()  # as in training
+        disable_malloc_trim()  # as in training
     own, kd = (Parts(args, method, dtype, args.compile) for method in (args.method, "kd"))
     if "prompted" not in own.model.needs:
         raise ValueError(f"--method {args.method} has no prompts; take pat or another form of it")

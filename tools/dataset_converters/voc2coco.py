@@ -1,7 +1,7 @@
 """Convert a Pascal VOC data set (XML files) to COCO annotation files.
 
 Example:
-    python tools/data/voc2coco.py data/bccd --classes RBC WBC Platelets
+    python tools/dataset_converters/voc2coco.py data/bccd --classes RBC WBC Platelets
 
 reads ``data/bccd/{Annotations,JPEGImages,ImageSets/Main}`` and writes
 ``data/bccd/annotations/{train,val}.json``. The images stay where they are: ``file_name`` is

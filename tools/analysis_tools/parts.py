@@ -15,8 +15,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from pat_mmdet.methods.base import Prompted
-from pat_mmdet.taps import Prompt
+from pat_mmdet.models.methods.base import Prompted
+from pat_mmdet.models.task_modules import Prompt
 from pat_mmdet.utils import is_distiller, load_config
 from pat_mmdet.utils.cli import add_cfg_options
 
@@ -143,7 +143,7 @@ class Parts:
             if self._records is None:
                 with torch.no_grad():
                     _, self._records = self.model.record_student(self.inputs, self.samples)
-            return self.model.views(self.inputs, self.samples, self._records)
+            return self.model.collect_outputs(self.inputs, self.samples, self._records)
 
     def _prompted_outputs(self, prompted: Prompted, prompt: Prompt) -> list[Tensor]:
         images = math.ceil(len(self.inputs) * self.model.distill.prompted_share)

@@ -1,8 +1,8 @@
 """Check that ImageNet-1K lies as the configs read it, and write what is missing for that.
 
 Example:
-    python tools/data/imagenet.py data/imagenet
-    python tools/data/imagenet.py data/imagenet --val-labels LOC_val_solution.csv
+    python tools/dataset_converters/imagenet.py data/imagenet
+    python tools/dataset_converters/imagenet.py data/imagenet --val-labels LOC_val_solution.csv
 
 The images, which image-net.org gives to those who ask, have to be unpacked already: for training in
 ``train/<wnid>/*.JPEG``, a folder for each of the 1000 classes, for validation in ``val``. The

@@ -4,7 +4,7 @@ Real passes on a random batch are counted: convolutions, linear layers and atten
 with its sum as two. Norms, activations, RoIAlign, losses and the optimizer are not in it.
 
 Example:
-    python tools/analysis/get_flops.py configs/pat/swin_t-res18_coco.py --batch-size 2 --device cpu
+    python tools/analysis_tools/get_flops.py configs/pat/swin_t-res18_coco.py --batch-size 2 --device cpu
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pat_mmdet.methods import crd
+from pat_mmdet.models.methods import crd
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.runs import write_atomic
 

@@ -1,7 +1,7 @@
 """Make a small detection data set: handwritten digits on photographs, with exact boxes.
 
 Example:
-    python tools/data/make_digits.py data/digits
+    python tools/dataset_converters/make_digits.py data/digits
 
 writes ``data/digits/{train,val}/*.png`` and ``data/digits/annotations/{train,val}.json`` (COCO,
 10 classes ``0`` to ``9``). Nothing is downloaded: the 1797 digits and the two photographs come

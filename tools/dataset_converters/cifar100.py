@@ -1,7 +1,7 @@
 """Unpack CIFAR-100 for training; nothing is downloaded.
 
 Example:
-    python tools/data/cifar100.py ~/Downloads/cifar-100-python.tar.gz
+    python tools/dataset_converters/cifar100.py ~/Downloads/cifar-100-python.tar.gz
 
 writes ``data/cifar100/cifar-100-python/{train,test,meta}``, which the configs read as they are.
 The archive is the public one, the "python version" of https://www.cs.toronto.edu/~kriz/cifar.html

@@ -25,7 +25,7 @@ DETECTRON2 = "a detectron2 network"
 FAMILIES = {
     DETECTRON2: (
         r"backbone\.(bottom_up|fpn_)|proposal_generator\.|roi_heads\.",
-        "convert a Faster R-CNN of it by tools/converters/detectron2_faster_rcnn.py",
+        "convert a Faster R-CNN of it by tools/model_converters/detectron2_faster_rcnn.py",
     ),
     "a detector of the Swin authors' own MMDetection": (
         r"backbone\.layers\.\d+\.blocks\.",
@@ -42,7 +42,7 @@ FAMILIES = {
     ),
     SWIN: (
         r"layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table",
-        "convert it by tools/converters/swin.py",
+        "convert it by tools/model_converters/swin.py",
     ),
     "torchvision's Swin Transformer": (
         r"features\.\d+\.\d+\.attn\.",
@@ -59,7 +59,7 @@ FAMILIES = {
     ),
     "a MobileNetV2": (
         r"features\.0\.0\.weight",
-        "convert it by tools/converters/mobilenet_v2.py",
+        "convert it by tools/model_converters/mobilenet_v2.py",
     ),
 }
 

@@ -1,7 +1,7 @@
 """Unpack a zip file of CIFAR-10 as images in folders; nothing is downloaded.
 
 Example:
-    python tools/data/cifar10.py cifar10_jpeg.zip
+    python tools/dataset_converters/cifar10.py cifar10_jpeg.zip
 
 writes ``data/cifar10/{train,val}/<class>/*.jpg``. In the zip file the same folders lie at the top
 or in one folder of any name. Only images of the ten classes are taken out of it. What is there
