@@ -1,4 +1,4 @@
-# Blood cells (github.com/Shenggan/BCCD_Dataset), converted by tools/data/voc2coco.py, at 256×192 of
+# Blood cells (github.com/Shenggan/BCCD_Dataset), converted by tools/dataset_converters/voc2coco.py, at 256×192 of
 # their 640×480 pixels, which is what a CPU can train.
 _base_ = "coco_detection.py"
 

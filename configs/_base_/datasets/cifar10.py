@@ -1,5 +1,5 @@
 # CIFAR-10 as images in folders, data/cifar10/{train,val}/<class>/*.jpg, unpacked by
-# tools/data/cifar10.py. For images of your own in such folders, give data_root and classes (in
+# tools/dataset_converters/cifar10.py. For images of your own in such folders, give data_root and classes (in
 # alphabetical order), here or on the command line.
 data_root = "data/cifar10/"
 classes = (

@@ -1,4 +1,4 @@
-# CIFAR-100 at 224×224, unpacked by tools/data/cifar100.py; augmented as for CNNs.
+# CIFAR-100 at 224×224, unpacked by tools/dataset_converters/cifar100.py; augmented as for CNNs.
 data_root = "data/cifar100/"
 
 # What the models that use this data are given.

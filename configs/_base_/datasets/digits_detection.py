@@ -1,4 +1,4 @@
-# Handwritten digits on photographs, made by tools/data/make_digits.py.
+# Handwritten digits on photographs, made by tools/dataset_converters/make_digits.py.
 _base_ = "coco_detection.py"
 
 data_root = "data/digits/"

@@ -1,4 +1,4 @@
-# ImageNet-1K in the usual folders, checked by tools/data/imagenet.py; augmented as for CNNs.
+# ImageNet-1K in the usual folders, checked by tools/dataset_converters/imagenet.py; augmented as for CNNs.
 data_root = "data/imagenet/"
 
 # What the models that use this data are given.

@@ -1,0 +1,110 @@
+"""The leaf configs of classification, and their networks."""
+
+import copy
+from functools import cache
+
+import torch
+from helpers.tools import ROOT
+from mmengine.registry import MODELS, init_default_scope
+
+from pat_mmdet.utils import is_distiller, load_config
+
+CONFIGS = ROOT / "configs"
+DATA = ("cifar100", "imagenet", "cifar10")
+LEAVES = sorted(
+    f"{folder}/{path.stem}"
+    for folder in ("pat", "students", "teachers")
+    for path in (CONFIGS / folder).glob("*.py")
+    if path.stem.endswith(tuple(f"_{name}" for name in DATA))
+)
+OVERLAYS = sorted(path.stem for path in (CONFIGS / "_base_/methods").glob("*.py"))
+TIMM_NAMES = dict(
+    swin_t="swin_tiny_patch4_window7_224",
+    vit_s="vit_small_patch16_224",
+    deit_t="deit_tiny_patch16_224",
+    mixer_b16="mixer_b16_224",
+    convnext_t="convnext_tiny.fb_in1k",
+    res50="resnet50",
+    res18="resnet18",
+    mbv2="mobilenetv2_100",
+    resmlp_s12="resmlp_12_224",
+    swin_p="swin_pico_patch4_window7_224",
+    swin_n="swin_nano_patch4_window7_224",
+)
+CNNS = ("res18", "mbv2")
+# Student: teachers, as in the published tables.
+CIFAR100 = dict(
+    res18=("swin_t", "vit_s", "mixer_b16"),
+    mbv2=("swin_t", "vit_s", "mixer_b16"),
+    deit_t=("convnext_t", "mixer_b16"),
+    swin_p=("convnext_t", "mixer_b16"),
+    resmlp_s12=("convnext_t", "swin_t"),
+)
+IMAGENET = dict(
+    res18=("deit_t", "swin_t", "mixer_b16"),
+    mbv2=("deit_t", "swin_t", "mixer_b16"),
+    deit_t=("res50", "convnext_t", "mixer_b16"),
+    swin_n=("res50", "convnext_t", "mixer_b16"),
+    resmlp_s12=("res50", "convnext_t", "swin_t"),
+)
+CIFAR10 = dict(res18_mini=("tinyvit_mini",), mixer_mini=("tinyvit_mini",))
+TABLES = dict(cifar100=CIFAR100, imagenet=IMAGENET, cifar10=CIFAR10)
+PAIRS = [
+    (teacher, student, data)
+    for data, table in TABLES.items()
+    for student, teachers in table.items()
+    for teacher in teachers
+]
+PUBLISHED = [pair for pair in PAIRS if pair[2] != "cifar10"]
+
+
+def read(name, *args):
+    return load_config(str(CONFIGS / f"{name}.py"), *args)
+
+
+@cache
+def cached(name):
+    return read(name)
+
+
+def load(name):
+    """A config that the test may change."""
+    return copy.deepcopy(cached(name))
+
+
+def pair_name(teacher, student, data):
+    return f"pat/{teacher}-{student}_{data}"
+
+
+def networks(cfg):
+    """Configs of the networks that a config trains or learns from."""
+    return (cfg.model.student, cfg.model.teacher) if is_distiller(cfg) else (cfg.model,)
+
+
+def untrained(cfg):
+    """Leaves out weights that would have to be downloaded or trained first."""
+    for network in networks(cfg):
+        if "model_name" in network:
+            network.pretrained = False
+    if is_distiller(cfg):
+        cfg.model.teacher_checkpoint = None
+    return cfg
+
+
+def shrink(cfg, side=64):
+    """Random weights, small images."""
+    for network in networks(untrained(cfg)):
+        fixed = ("swin", "vit", "deit", "mixer", "resmlp")
+        if network.get("model_name", "").startswith(fixed):
+            network.img_size = side
+        elif "img_size" in network.get("backbone", {}):
+            network.backbone.img_size = side
+    if is_distiller(cfg):
+        cfg.model.method.input_size = (side, side)
+    return cfg
+
+
+def build(cfg):
+    init_default_scope("mmpretrain")
+    torch.manual_seed(0)
+    return MODELS.build(cfg.model).train()

@@ -1,0 +1,175 @@
+"""What makes PAT cheaper: a shared prefix of both passes, prompts on a part of the batch."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from helpers import classifiers, detectors
+from torch.utils.flop_counter import FlopCounterMode
+
+from pat_mmdet.models.losses import hcl_loss, kd_loss
+from pat_mmdet.models.task_modules import PrefixCache
+
+TEACHERS = (
+    "swin_tiny_patch4_window7_224",
+    "vit_small_patch16_224",
+    "small_mixer",
+    "convnext_tiny",
+    "resnet50",
+    "mm swin",
+    "mm vit",
+    "mm mixer",
+    "mm convnext",
+    "mm resnet",
+)
+
+
+def classifier_pair(teacher, **options):
+    student = "deit_tiny_patch16_224" if "resnet" not in teacher else "resnet18"
+    model = classifiers.build(classifiers.distiller(student, teacher, "PAT", **options))
+    return model, classifiers.batch(model)
+
+
+def detector_pair(**options):
+    options = {f"model.method.{key}": value for key, value in options.items()}
+    model = detectors.build(detectors.pair_config(**options))
+    return model, detectors.batch(model, [(3, 64, 64)] * 3)
+
+
+def beta(model, value):
+    with torch.no_grad():
+        for block in model.distill.prompts.values():
+            block.beta.fill_(value)
+
+
+def step(model, data):
+    """Losses and gradients of a step, from the same random state."""
+    torch.manual_seed(0)
+    losses = model(**data, mode="loss")
+    model.parse_losses(losses)[0].backward()
+    grads = {name: param.grad for name, param in model.named_parameters() if param.requires_grad}
+    model.zero_grad(set_to_none=True)
+    model.distill._previous = {}
+    return losses, grads
+
+
+def assert_equal_steps(first, second):
+    for one, other in zip(first, second):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            values, others = (x if isinstance(x, list) else [x] for x in (value, other[name]))
+            assert all(map(torch.equal, values, others)), name
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("teacher", [*TEACHERS, "detector"])
+def test_the_shared_prefix_changes_nothing_but_the_work(teacher, stage, monkeypatch):
+    options = dict(afp_stages=tuple(range(stage, 4)))
+    model, data = (
+        detector_pair(**options) if teacher == "detector" else classifier_pair(teacher, **options)
+    )
+    model.student.eval()  # no random depth, no statistics that move
+    beta(model, 0.5)
+    with FlopCounterMode(display=False) as shared_work:
+        shared = step(model, data)
+    monkeypatch.setattr(PrefixCache, "replaying", lambda *_: nullcontext())
+    with FlopCounterMode(display=False) as work:
+        assert_equal_steps(shared, step(model, data))
+    less = 1 - shared_work.get_total_flops() / work.get_total_flops()
+    assert less > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+def test_the_shared_prefix_of_a_sub_batch_in_half_precision(dtype):
+    model, data = classifier_pair("convnext_tiny", afp_stages=(2, 3), prompted_share=0.5)
+    with torch.autocast("cpu", dtype=dtype):
+        losses = model(**data, mode="loss")
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_nothing_of_the_prefix_outlives_the_step():
+    model, data = classifier_pair("convnext_tiny", afp_stages=(2, 3))
+    step(model, data)
+    assert model._frozen.prefix._kept is None and model._frozen.prefix._replayed == {}
+
+
+def seen(model, data):
+    """The arguments of the method in a step, and the view of the prompted teacher."""
+    found = {}
+    forward = model.distill.forward
+
+    def listen(student, teacher, prompted):
+        def keep(*args):
+            found["prompted"] = prompted(*args)
+            return found["prompted"]
+
+        found.update(student=student, teacher=teacher)
+        return forward(student, teacher, keep)
+
+    model.distill.forward = listen
+    losses = model(**data, mode="loss")
+    del model.distill.forward
+    return losses, found
+
+
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_prompts_on_a_part_of_the_batch(task):
+    options = dict(prompted_share=0.4, feedback="none", afp_stages=(1, 3))
+    if task == "detection":
+        model, data = detector_pair(**options)
+    else:
+        model, data = classifier_pair("mm swin", **options)
+    beta(model, 0.5)
+    images = 2  # 0.4 of 3 or of 4, rounded up
+    model.distill.eval()  # the aligners' statistics stay
+    losses, views = seen(model, data)
+    student, teacher, prompted = views["student"], views["teacher"], views["prompted"]
+    assert all(len(x) == images for x in prompted.features)
+    method = model.distill
+    aligned = [
+        aligner(x, t.shape[-2:])
+        for aligner, x, t in zip(method.aligners, method.raa(student.features), teacher.features)
+    ]
+    total = 0
+    for own, plain, other in zip(aligned, teacher.features, prompted.features):
+        rows = [hcl_loss(own[i : i + 1], other[i : i + 1]) for i in range(images)]
+        rows += [hcl_loss(own[i : i + 1], plain[i : i + 1]) for i in range(images, len(own))]
+        total = total + sum(rows) / len(rows)
+    torch.testing.assert_close(losses["loss_fd"], method.fd_weight * total)
+    rows = len(prompted.logits)
+    assert 0 < rows < len(teacher.logits)
+    torch.testing.assert_close(losses["loss_reg"], kd_loss(prompted.logits, teacher.logits[:rows]))
+    torch.testing.assert_close(losses["loss_kd"], kd_loss(student.logits, teacher.logits))
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("task", ["classification", "RoI heads", "dense heads"])
+def test_at_beta_zero_a_part_of_the_batch_is_that_of_the_plain_teacher(task, share):
+    if task == "classification":
+        model, data = classifier_pair("vit_small_patch16_224", prompted_share=share)
+    elif task == "RoI heads":
+        model, data = detector_pair(prompted_share=share)
+    else:
+        from helpers.one_stage import pair
+
+        cfg = pair("RetinaNet", "RetinaNet")
+        cfg.model.method.prompted_share = share
+        model = detectors.build(cfg)
+        data = detectors.batch(model)
+    _, views = seen(model, data)
+    rows = len(views["prompted"].logits)
+    assert rows == len(views["teacher"].logits) if share == 1 else rows > 0
+    torch.testing.assert_close(views["prompted"].logits, views["teacher"].logits[:rows])
+    for plain, prompted in zip(views["teacher"].features, views["prompted"].features):
+        torch.testing.assert_close(prompted, plain[: len(prompted)])
+
+
+@pytest.mark.parametrize("share", [0, 1.5, -1])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=f"prompted_share={share} is not above 0 and at most 1"):
+        classifier_pair("convnext_tiny", prompted_share=share)
+
+
+def test_prompts_at_no_stage_are_refused():
+    with pytest.raises(ValueError, match=r"afp_stages=.*name one at least"):
+        classifier_pair("convnext_tiny", afp_stages=())

@@ -1,0 +1,704 @@
+"""CC, RKD and CRD: values, gradients, and the memory of CRD in EMA, checkpoints and processes."""
+
+import copy
+import math
+import multiprocessing
+
+import pytest
+import torch
+from helpers.detectors import batch, build, pair_config, train_step, trainable
+from helpers.methods import NoWaiting, close, no_prompts, normal, numbers
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.model import BaseModel, ExponentialMovingAverage
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_state_dict
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import Dataset
+
+from pat_mmdet.models.distillers.base import BaseDistiller, FrozenTeacher, task_settings
+from pat_mmdet.models.methods import CC, CRD, RKD
+from pat_mmdet.registry import METHODS
+from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+
+STUDENT, TEACHER, ROWS = 6, 9, 8
+NUM_DATA, WIDTH, NEGATIVES = 20, 5, 7
+BANKS = ("bank_student", "bank_teacher")
+CONSTANTS = ("z_student", "z_teacher")
+MEMORY = {*BANKS, *CONSTANTS}
+NAMES = ("CC", "RKD", "CRD")
+KEYS = {
+    "CC": {"loss_cc"},
+    "RKD": {"loss_rkd_distance", "loss_rkd_angle"},
+    "CRD": {"loss_crd"},
+}
+
+
+class Known(CRD):
+    """Negatives that depend on the image alone, so that a batch can be divided."""
+
+    def draw_negatives(self, indices):
+        others = 3 * torch.arange(self.num_negatives) + 1
+        return (7 * indices[:, None] + others) % self.num_data
+
+
+def make(kind, seed=0, **options):
+    kind = METHODS.get(kind) if isinstance(kind, str) else kind
+    if issubclass(kind, CRD):
+        options = dict(num_data=NUM_DATA, width=WIDTH, num_negatives=NEGATIVES, **options)
+    torch.manual_seed(seed)
+    return kind(FeatureSpec((), embedding=STUDENT), FeatureSpec((), embedding=TEACHER), **options)
+
+
+def views(seed=0, rows=ROWS, indices=None, grad=False, dtype=torch.float32, scale=1.0):
+    """The embeddings of both networks, and the places of the images for the student."""
+    own = normal(rows, STUDENT, seed=seed, scale=scale).to(dtype).requires_grad_(grad)
+    target = normal(rows, TEACHER, seed=seed + 100, scale=scale).to(dtype)
+    if indices is None:
+        order = torch.randperm(NUM_DATA, generator=torch.Generator().manual_seed(seed))
+        indices = order[torch.arange(rows) % NUM_DATA]
+    return NetworkOutputs(embedding=own, indices=torch.as_tensor(indices)), NetworkOutputs(
+        embedding=target
+    )
+
+
+def step(method, student, teacher):
+    return method(student, teacher, no_prompts)
+
+
+def memory(method):
+    return {name: method.state_dict()[name] for name in sorted(MEMORY)}
+
+
+def snapshot(method):
+    return {name: value.clone() for name, value in memory(method).items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+# Reference values: loops in double precision, written from the papers' formulas.
+
+
+def linear(layer, x):
+    return numbers(x.double() @ layer.weight.double().T + layer.bias.double())
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b))
+
+
+def unit(row):
+    length = math.sqrt(dot(row, row))
+    return [x / length for x in row]
+
+
+def smooth_l1(a, b):
+    gap = abs(a - b)
+    return gap * gap / 2 if gap < 1 else gap - 0.5
+
+
+def minus(a, b):
+    return [x - y for x, y in zip(a, b)]
+
+
+def distances(rows):
+    table = [[math.sqrt(dot(minus(a, b), minus(a, b))) for b in rows] for a in rows]
+    present = [d for line in table for d in line if d > 0]
+    mean = sum(present) / len(present)
+    return [d / mean for line in table for d in line]
+
+
+def angles(rows):
+    cosines = []
+    for i, vertex in enumerate(rows):
+        for j, a in enumerate(rows):
+            for k, b in enumerate(rows):
+                plain = i in (j, k)
+                cosines.append(
+                    0.0 if plain else dot(unit(minus(a, vertex)), unit(minus(b, vertex)))
+                )
+    return cosines
+
+
+def mean_smooth_l1(a, b):
+    return sum(map(smooth_l1, a, b)) / len(a)
+
+
+@pytest.mark.parametrize("weight", [0.02, 0.5])
+def test_cc_value(weight):
+    student, teacher = views()
+    method = make("CC", width=WIDTH, **({} if weight == 0.02 else {"cc_weight": weight}))
+    s = linear(method.student_layer, student.embedding)
+    t = linear(method.teacher_layer, teacher.embedding)
+    delta = [[abs(x) for x in minus(a, b)] for a, b in zip(s, t)]
+    expected = sum(map(dot, delta, delta[1:])) / (ROWS - 1)
+    close(step(method, student, teacher)["loss_cc"], weight * expected)
+    assert make("CC").student_layer.weight.shape == (128, STUDENT)
+    assert make("CC").teacher_layer.weight.shape == (128, TEACHER)
+
+
+@pytest.mark.parametrize("weights", [(25.0, 50.0), (0.5, 0.25)])
+def test_rkd_value(weights):
+    student, teacher = views(rows=6)
+    named = dict(zip(("distance_weight", "angle_weight"), weights))
+    method = make("RKD", **({} if weights[0] == 25 else named))
+    losses = step(method, student, teacher)
+    s, t = numbers(student.embedding), numbers(teacher.embedding)
+    close(losses["loss_rkd_distance"], weights[0] * mean_smooth_l1(distances(s), distances(t)))
+    close(losses["loss_rkd_angle"], weights[1] * mean_smooth_l1(angles(s), angles(t)))
+
+
+class Reference:
+    """CRD by loops; begins with the banks of a method."""
+
+    def __init__(self, method, momentum, temperature):
+        self.layers = method.student_layer, method.teacher_layer
+        # The student is scored against the teacher's bank, and the other way round.
+        self.banks = [numbers(memory(method)[name]) for name in BANKS]
+        self.z = None
+        self.momentum, self.temperature = momentum, temperature
+
+    def step(self, embeddings, indices, negatives):
+        own = [list(map(unit, linear(layer, x))) for layer, x in zip(self.layers, embeddings)]
+        powers = []
+        for side in (0, 1):
+            bank = self.banks[1 - side]
+            powers.append(
+                [
+                    [math.exp(dot(row, bank[j]) / self.temperature) for j in (index, *others)]
+                    for row, index, others in zip(own[side], indices, negatives)
+                ]
+            )
+        if self.z is None:
+            self.z = [
+                NUM_DATA * sum(map(sum, side)) / (len(indices) * (1 + NEGATIVES)) for side in powers
+            ]
+        noise, total = NEGATIVES / NUM_DATA, 0.0
+        for side, z in zip(powers, self.z):
+            for first, *rest in side:
+                total -= math.log(first / z / (first / z + noise + 1e-7))
+                total -= sum(math.log(noise / (power / z + noise + 1e-7)) for power in rest)
+        for rows, bank in zip(own, self.banks):
+            for row, index in zip(rows, indices):
+                bank[index] = unit(
+                    [self.momentum * a + (1 - self.momentum) * b for a, b in zip(bank[index], row)]
+                )
+        return total / len(indices)
+
+
+@pytest.mark.parametrize("momentum, temperature, weight", [(0.5, 0.07, 1.0), (0.9, 0.5, 0.3)])
+def test_crd_value_constants_and_banks(momentum, temperature, weight):
+    options = dict(momentum=momentum, temperature=temperature, crd_weight=weight)
+    method = make("CRD", **({} if momentum == 0.5 else options))
+    reference = Reference(method, momentum, temperature)
+    for number in range(3):
+        student, teacher = views(seed=number)
+        torch.manual_seed(number)
+        negatives = method.draw_negatives(student.indices)
+        assert negatives.shape == (ROWS, NEGATIVES)
+        torch.manual_seed(number)
+        loss = step(method, student, teacher)["loss_crd"]
+        expected = reference.step(
+            (student.embedding, teacher.embedding), student.indices.tolist(), negatives.tolist()
+        )
+        close(loss, weight * expected)
+        found = memory(method)
+        for name, z in zip(CONSTANTS, reference.z):
+            close(found[name], z)
+        for name, bank in zip(BANKS, reference.banks):
+            bank = torch.tensor(bank, dtype=torch.float64)
+            torch.testing.assert_close(found[name].double(), bank, rtol=1e-5, atol=1e-6)
+
+
+# Properties of all three.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_and_no_waiting(name):
+    method = make(name)
+    step(method, *views(seed=5))
+    student, teacher = views(grad=True)
+    with NoWaiting():
+        losses = step(method, student, teacher)
+    assert set(losses) == KEYS[name]
+    assert bool(list(method.parameters())) == (name != "RKD")
+    for key, value in losses.items():
+        assert value.shape == ()
+        student.embedding.grad = None
+        value.backward()
+        assert torch.count_nonzero(student.embedding.grad) == student.embedding.numel(), key
+    for key, param in method.named_parameters():
+        assert torch.isfinite(param.grad).all() and torch.count_nonzero(param.grad) > 0, key
+    if name == "CRD":
+        assert not any(value.requires_grad for value in method._memory.tensors.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_descent_brings_the_student_nearer(name):
+    method = make(name)
+    student, teacher = views(grad=True)
+    optimizer = torch.optim.Adam([student.embedding, *method.parameters()], lr=0.05)
+    values = []
+    for _ in range(40):
+        total = sum(step(method, student, teacher).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        values.append(total.item())
+    assert values[-1] < 0.9 * values[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_finite(name, autocast, dtype):
+    student, teacher = views(grad=True, dtype=dtype, scale=100.0)
+    method = make(name) if autocast else make(name).to(dtype)
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        losses = step(method, student, teacher)
+    for value in losses.values():
+        assert value.dtype == torch.float32 and torch.isfinite(value)
+    sum(losses.values()).backward()
+    assert torch.isfinite(student.embedding.grad).all()
+    assert all(torch.isfinite(param.grad).all() for param in method.parameters())
+    if name == "CRD":
+        for value in memory(method).values():
+            assert value.dtype == torch.float32 and torch.isfinite(value).all()
+
+
+@pytest.mark.parametrize("name", ["CC", "RKD"])
+def test_detectors_learn_and_the_teacher_is_spared(name):
+    cfg = pair_config()
+    cfg.model.method = dict(type=name, input_size=(64, 64))
+    model = build(cfg)
+    before = {key: value.clone() for key, value in model.teacher.state_dict().items()}
+    losses = train_step(model, batch(model))
+    assert KEYS[name] < set(losses)
+    for key, param in trainable(model).items():
+        assert param.grad is not None and torch.isfinite(param.grad).all(), key
+        if key.startswith("distill."):
+            assert torch.count_nonzero(param.grad) > 0, key
+    assert all(torch.equal(before[k], value) for k, value in model.teacher.state_dict().items())
+    assert all(param.grad is None for param in model.teacher.parameters())
+
+
+def test_crd_is_not_for_detectors():
+    cfg = pair_config()
+    cfg.model.method = dict(type="CRD", num_data=24, input_size=(64, 64))
+    with pytest.raises(ValueError, match="CRD"):
+        build(cfg)
+
+
+# RKD on some of the rows.
+
+
+def test_rkd_takes_all_rows_where_they_fit():
+    student, teacher = views(rows=9)
+    everything = step(make("RKD", max_rows=None), student, teacher)
+    for max_rows in (9, 10, 256):
+        assert same(step(make("RKD", max_rows=max_rows), student, teacher), everything)
+    fewer = step(make("RKD", max_rows=8), student, teacher)
+    assert not any(torch.equal(fewer[key], everything[key]) for key in fewer)
+
+
+@pytest.mark.parametrize("rows, max_rows", [(9, 8), (31, 7), (40, 20)])
+def test_rkd_takes_even_steps(rows, max_rows):
+    student, teacher = views(rows=rows, grad=True)
+    chosen = [i * rows // max_rows for i in range(max_rows)]
+    gaps = {b - a for a, b in zip(chosen, [*chosen[1:], rows])}
+    assert gaps <= {rows // max_rows, rows // max_rows + 1}
+    method = make("RKD", max_rows=max_rows)
+    with NoWaiting():
+        losses = step(method, student, teacher)
+    part = (
+        NetworkOutputs(embedding=student.embedding[chosen]),
+        NetworkOutputs(embedding=teacher.embedding[chosen]),
+    )
+    assert same(losses, step(make("RKD", max_rows=None), *part))
+    sum(losses.values()).backward()
+    assert student.embedding.grad.any(1).nonzero().flatten().tolist() == chosen
+
+
+def test_rkd_takes_rows_of_each_image():
+    """Two images of 512 RoIs: each gives half of the rows, and the same share of foreground."""
+    taken = make("RKD")._spaced(torch.arange(1024.0)[:, None]).flatten()
+    assert len(taken) == 256
+    for first in (0, 512):
+        assert ((taken >= first) & (taken < first + 512)).sum() == 128
+        assert ((taken >= first) & (taken < first + 128)).sum() == 32
+
+
+@pytest.mark.parametrize("max_rows", [0, 2, -1])
+def test_rkd_refuses_too_few_rows(max_rows):
+    with pytest.raises(ValueError, match="an angle takes 3 rows"):
+        make("RKD", max_rows=max_rows)
+
+
+# The memory of CRD.
+
+
+def test_banks_begin_equal_whatever_the_seed_and_draw_no_number():
+    method = make("CRD")
+    after = torch.rand(3)
+    torch.manual_seed(0)
+    nn.Linear(STUDENT, WIDTH), nn.Linear(TEACHER, WIDTH)
+    assert torch.equal(torch.rand(3), after)
+    other = make("CRD", seed=1)
+    assert same(memory(method), memory(other))
+    assert not torch.equal(method.student_layer.weight, other.student_layer.weight)
+    first, second = (memory(method)[name] for name in BANKS)
+    assert first.shape == second.shape == (NUM_DATA, WIDTH)
+    assert not torch.equal(first, second)
+    for bank in (first, second):
+        torch.testing.assert_close(bank.norm(dim=1), torch.ones(NUM_DATA))
+
+
+def test_negatives_are_uniform_over_the_data_set():
+    method = make("CRD")
+    method.num_negatives = 10000
+    torch.manual_seed(0)
+    drawn = method.draw_negatives(torch.arange(4))
+    assert drawn.dtype == torch.int64 and not torch.equal(drawn[0], drawn[1])
+    counts = drawn.flatten().bincount(minlength=NUM_DATA)
+    assert len(counts) == NUM_DATA
+    assert ((counts - 2000).abs() < 250).all()
+
+
+def test_only_rows_of_the_batch_change_and_only_in_training():
+    method = make("CRD").eval()
+    before = snapshot(method)
+    step(method, *views(indices=[3, 1, 4, 15, 9, 2, 6, 5]))
+    assert all(torch.equal(memory(method)[name], before[name]) for name in BANKS)
+    method.train()
+    step(method, *views(indices=[3, 1, 4, 15, 9, 2, 6, 5]))
+    for name in BANKS:
+        changed = (memory(method)[name] != before[name]).any(1)
+        assert sorted(changed.nonzero().flatten().tolist()) == [1, 2, 3, 4, 5, 6, 9, 15]
+
+
+class Writes(TorchDispatchMode):
+    """Notes what is written to indexed rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ == "index_put_":
+            self.values.append(args[2].clone())
+        return func(*args, **(kwargs or {}))
+
+
+def test_of_equal_indices_the_last_counts():
+    indices = torch.tensor([7, 2, 7, 7, 0, 2, 11, 12])
+    last = [3, 4, 5, 6, 7]
+    student, teacher = views(indices=indices)
+    method, other = make("CRD"), make("CRD")
+    with Writes() as writes:
+        step(method, student, teacher)
+    assert len(writes.values) == 2
+    for values in writes.values:
+        # On CUDA any of the writes to a row may win.
+        assert torch.equal(values[[0, 2]], values[[3, 3]]) and torch.equal(values[1], values[5])
+    part = (
+        NetworkOutputs(embedding=student.embedding[last], indices=indices[last]),
+        NetworkOutputs(embedding=teacher.embedding[last]),
+    )
+    step(other, *part)
+    for name in BANKS:
+        torch.testing.assert_close(memory(method)[name], memory(other)[name])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_does_not_stay(value):
+    method = make("CRD")
+    step(method, *views())
+    before = snapshot(method)
+    student, teacher = views(seed=1, indices=range(ROWS))
+    student.embedding[2, 1] = value
+    step(method, student, teacher)
+    after = memory(method)
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert torch.equal(after["bank_student"][2], before["bank_student"][2])
+    assert not torch.equal(after["bank_student"][3], before["bank_student"][3])
+
+
+def test_indices_that_do_not_fit_are_refused():
+    student, teacher = views()
+    for indices, found in ((None, "none"), (torch.arange(3), "3")):
+        with pytest.raises(ValueError, match=f"got {found} for 8 rows. It is for classification"):
+            step(make("CRD"), NetworkOutputs(embedding=student.embedding, indices=indices), teacher)
+    for indices, found in (([0] * 7 + [NUM_DATA], "0 to 20"), ([-1] + [3] * 7, "-1 to 3")):
+        with pytest.raises(ValueError, match=f"images {found}, but num_data is 20; set model"):
+            step(make("CRD"), *views(indices=indices))
+
+
+def test_memory_is_no_buffer_but_saved_and_loaded():
+    method = make("CRD")
+    for seed in range(2):
+        step(method, *views(seed=seed))
+    assert list(method.buffers()) == []
+    state = {key: value.clone() for key, value in method.state_dict().items()}
+    assert set(state) == {*MEMORY, *dict(method.named_parameters())}
+    for assign in (False, True):
+        other = make("CRD")
+        step(other, *views(seed=9))
+        result = other.load_state_dict(state, assign=assign)
+        assert not result.missing_keys and not result.unexpected_keys
+        assert list(other.buffers()) == [] and same(memory(other), memory(method))
+        torch.manual_seed(3)
+        expected = step(copy.deepcopy(method).eval(), *views(seed=4))
+        torch.manual_seed(3)
+        assert same(step(other.eval(), *views(seed=4)), expected)
+        assert same(memory(other), memory(method)), "Z is not taken anew"
+
+
+def test_constants_that_were_not_known_when_saved_are_taken_later():
+    state, method = make("CRD").state_dict(), make("CRD")
+    step(method, *views())
+    method.load_state_dict(state)
+    assert all(memory(method)[name] == -1 for name in CONSTANTS)
+    assert torch.isfinite(step(method, *views())["loss_crd"])
+    assert all(memory(method)[name] > 0 for name in CONSTANTS)
+
+
+def test_memory_that_does_not_fit_is_named():
+    state = make("CRD").state_dict()
+    missing = {key: value for key, value in state.items() if key != "bank_teacher"}
+    assert make("CRD").load_state_dict(missing, strict=False).missing_keys == ["bank_teacher"]
+    with pytest.raises(RuntimeError, match=r"size mismatch for bank_student.*\[19, 5\]"):
+        make("CRD").load_state_dict({**state, "bank_student": torch.zeros(19, WIDTH)})
+
+
+def test_memory_follows_the_device_and_stays_in_float32():
+    model = nn.Sequential(make("CRD"))
+    twin = copy.deepcopy(model)
+    before = snapshot(model[0])
+    for cast in (model.half, model.double, lambda: model.to(torch.bfloat16)):
+        cast()
+        assert same(memory(model[0]), before)
+    twin.to("meta")
+    assert {value.device.type for value in memory(model[0]).values()} == {"meta"}
+
+
+def test_a_deep_copy_shares_the_memory_and_leaves_it_to_the_original():
+    method = make("CRD")
+    step(method, *views())
+    twin = copy.deepcopy(method)
+    assert set(twin.state_dict()) == set(dict(method.named_parameters()))
+    step(method, *views(seed=1))
+    torch.manual_seed(0)
+    expected = step(copy.deepcopy(method).eval(), *views(seed=2))
+    torch.manual_seed(0)
+    assert same(step(twin.eval(), *views(seed=2)), expected)
+    before = snapshot(method)
+    foreign = make("CRD").state_dict()
+    result = twin.load_state_dict(foreign, strict=True)
+    assert not result.missing_keys and not result.unexpected_keys
+    assert same(memory(method), before)
+    assert not copy.deepcopy(twin).state_dict().keys() & MEMORY
+
+
+@pytest.mark.parametrize("update_buffers", [True, False])
+def test_average_of_weights_leaves_the_memory_alone(update_buffers, capsys):
+    method = make("CRD")
+    ema = ExponentialMovingAverage(method, momentum=0.1, update_buffers=update_buffers)
+    for seed in range(3):
+        step(method, *views(seed=seed))
+        before = snapshot(method)
+        ema.update_parameters(method)
+        assert same(memory(method), before)
+    assert not {key for key in ema.state_dict() if key.split(".")[-1] in MEMORY}
+    assert not set(ema.avg_parameters) & MEMORY
+    # What EMAHook does where a checkpoint has no averages.
+    load_state_dict(ema.module, make("CRD").state_dict(), strict=True)
+    assert "unexpected" not in capsys.readouterr().out
+    assert same(memory(method), before)
+
+
+class Images(Dataset):
+    """Random images, that are embeddings already, with their places."""
+
+    def __getitem__(self, index):
+        return dict(inputs=normal(STUDENT, seed=index), data_samples=torch.tensor(index))
+
+    def __len__(self):
+        return NUM_DATA
+
+
+class Score(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results.append(1)
+
+    def compute_metrics(self, results):
+        return {"score": 1.0}
+
+
+class Toy(BaseDistiller):
+    """CRD between two linear networks, with the distiller's own handling of its parts."""
+
+    task = "toy"
+
+    def __init__(self):
+        BaseModel.__init__(self)
+        self.student = nn.Linear(STUDENT, STUDENT)
+        self.__dict__["_frozen"] = FrozenTeacher(nn.Linear(STUDENT, TEACHER))
+        self.distill = make(Known)
+
+    def _register_hooks(self):
+        raise AssertionError
+
+    def _find_shapes(self, image):
+        raise AssertionError
+
+    def views(self, inputs, data_samples, records):
+        raise AssertionError
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        inputs = torch.stack(list(inputs))
+        if mode != "loss":
+            return list(self.student(inputs))
+        student = NetworkOutputs(
+            embedding=self.student(inputs), indices=torch.stack(list(data_samples))
+        )
+        return step(self.distill, student, NetworkOutputs(embedding=self.teacher(inputs)))
+
+    loss = forward
+
+
+@pytest.fixture
+def restore_scope():
+    """Runners leave a default scope behind that has no detectors."""
+    yield
+    init_default_scope("mmdet")
+
+
+def train(folder, name, ema, **options):
+    """Six steps with a validation at each second one, which swaps weights and averages."""
+    loader = dict(dataset=Images(), batch_size=4, num_workers=0)
+    shuffled = dict(type="InfiniteSampler", shuffle=True, seed=3)
+    averages = dict(type="EMAHook", momentum=0.1, update_buffers=True, strict_load=True)
+    torch.manual_seed(0)
+    runner = Runner(
+        Toy(),
+        str(folder / name),
+        train_dataloader=dict(loader, sampler=shuffled),
+        val_dataloader=dict(loader, sampler=dict(type="DefaultSampler", shuffle=False)),
+        train_cfg=dict(type="ResumableIterBasedTrainLoop", max_iters=6, val_interval=2),
+        val_cfg=dict(type="ValLoop"),
+        val_evaluator=Evaluator(Score()),
+        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1)),
+        default_hooks=dict(
+            logger=dict(type="LoggerHook", interval=1),
+            checkpoint=dict(type="SafeCheckpointHook", by_epoch=False, interval=2),
+        ),
+        custom_hooks=[averages] if ema else [],
+        log_processor=dict(by_epoch=False),
+        default_scope="mmengine",
+        randomness=dict(seed=7),
+        experiment_name=f"{name}_{folder.name}",
+        **options,
+    )
+    # Another memory than the saved one, to see that a resumed run loads it.
+    if "resume" in options:
+        for value in runner.model.distill._memory.tensors.values():
+            value.add_(0.5)
+    runner.train()
+    return runner
+
+
+def test_training_with_ema_and_resume(tmp_path, restore_scope):
+    runs = {name: train(tmp_path, name, ema=name == "ema") for name in ("plain", "ema")}
+    paths = {name: tmp_path / name / "iter_4.pth" for name in runs}
+    saved = {name: torch.load(path, weights_only=True) for name, path in paths.items()}
+    keys = {f"distill.{name}" for name in MEMORY}
+    assert not {k for k in saved["ema"]["ema_state_dict"] if k.split(".")[-1] in MEMORY}
+    for key, value in saved["plain"]["state_dict"].items():
+        # The averages are in the place of the weights; the memory is that of the training.
+        assert torch.equal(saved["ema"]["state_dict"][key], value) == (key in keys), key
+    for name, path in paths.items():
+        options = dict(resume=True, load_from=str(path))
+        resumed = train(tmp_path, f"{name}_resumed", name == "ema", **options)
+        assert resumed.iter == 6
+        for run in (runs["plain"], runs[name]):
+            assert same(resumed.model.state_dict(), run.model.state_dict())
+
+
+def run_steps(folder, rank, processes):
+    """Two steps on this process's share of the joint batches."""
+    method = make(Known)
+    losses, share = [], slice(rank * ROWS // processes, (rank + 1) * ROWS // processes)
+    # In the second batch images come twice, in one process and in both.
+    for seed, indices in enumerate([None, [4, 5, 4, 6, 5, 9, 1, 4]]):
+        student, teacher = views(seed=seed, indices=indices)
+        student.embedding, student.indices = student.embedding[share], student.indices[share]
+        teacher.embedding = teacher.embedding[share]
+        losses.append(step(method, student, teacher)["loss_crd"].detach())
+    state = {**memory(method), "losses": torch.stack(losses)}
+    torch.save(state, folder / f"{processes}_{rank}.pth")
+
+
+def join_and_run(folder, rank):
+    store = f"file://{folder / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    run_steps(folder, rank, 2)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_are_one_with_the_joint_batch(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=join_and_run, args=(tmp_path, rank)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    run_steps(tmp_path, 0, 1)
+    names = ("1_0", "2_0", "2_1")
+    joint, first, second = (torch.load(tmp_path / f"{name}.pth") for name in names)
+    for key in MEMORY:
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(first[key], joint[key])
+    torch.testing.assert_close((first["losses"] + second["losses"]) / 2, joint["losses"])
+
+
+# Configs.
+
+
+OVERLAYS = {
+    "CC": (CC, {}, dict(cc_weight=0.02)),
+    "RKD": (RKD, {}, dict(distance_weight=25.0, angle_weight=50.0, max_rows=None)),
+    "CRD": (
+        CRD,
+        dict(num_data=30),
+        dict(num_data=30, num_negatives=16384, momentum=0.5, temperature=0.07, crd_weight=1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_overlays_in_classification(name):
+    kind, extra, values = OVERLAYS[name]
+    overlay = Config.fromfile(f"configs/_base_/methods/{name.lower()}.py").method
+    options = {**task_settings(overlay, "classification"), **extra}
+    assert METHODS.get(options.pop("type")) is kind
+    method = kind(FeatureSpec((), embedding=4), FeatureSpec((), embedding=3), **options)
+    assert {key: getattr(method, key) for key in values} == values
+    if name != "RKD":
+        assert method.student_layer.weight.shape == (128, 4)
+        assert method.teacher_layer.weight.shape == (128, 3)
+
+
+def test_rkd_overlay_in_detection():
+    overlay = Config.fromfile("configs/_base_/methods/rkd.py").method
+    assert task_settings(overlay, "detection")["max_rows"] == 256
+
+
+def test_crd_needs_the_number_of_images():
+    with pytest.raises(TypeError, match="num_data"):
+        CRD(FeatureSpec((), embedding=4), FeatureSpec((), embedding=3))

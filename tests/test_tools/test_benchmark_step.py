@@ -1,0 +1,68 @@
+import json
+
+import pytest
+from helpers.tools import ROOT, run_tool
+
+TOOL = "analysis_tools/benchmark_step.py"
+QUICK = ("--batch-size", "2", "--repeats", "2", "--warmup", "0")
+PARTS = ("student", "teacher", "library", "prompted", "bare", "kd", "pat")
+
+
+@pytest.mark.parametrize(
+    "pair, options",
+    [
+        ("swin_p-res18_digits", ("--size", "64", "96", "--amp")),
+        (
+            "swin_p-res18_digits",
+            ("--size", "64", "--method", "pat_fast", "--cfg-options", "model.method.raa_dim=32"),
+        ),
+        ("tinyvit_mini-mixer_mini_cifar10", ()),
+    ],
+)
+def test_figures(pair, options, tmp_path):
+    out = tmp_path / "figures.json"
+    config = ROOT / f"configs/pat/{pair}.py"
+    printed = run_tool(TOOL, config, *QUICK, *options, "--json", out)
+    assert "pat_over_floor" in printed and "images a second" in printed
+    figures = json.loads(out.read_text())
+    for name in PARTS:
+        least, most = figures["spread"][name]
+        assert 0 < least <= figures[name] <= most
+        assert figures["memory_mib"]["peak"][name] >= 0
+    floor = sum(figures[name] for name in ("student", "teacher", "prompted"))
+    assert figures["floor"] == pytest.approx(floor)
+    # Of two runs, the median of the ratios lies between the ratios of the extremes.
+    spread = figures["spread"]
+    for ratio, top, bottom in (
+        ("pat_over_kd", "pat", ["kd"]),
+        ("kd_over_floor", "kd", ["student", "teacher"]),
+        ("pat_over_floor", "pat", ["student", "teacher", "prompted"]),
+    ):
+        low = spread[top][0] / sum(spread[name][1] for name in bottom)
+        high = spread[top][1] / sum(spread[name][0] for name in bottom)
+        assert low * 0.999 <= figures[ratio] <= high * 1.001
+    assert figures["images_per_second"] == pytest.approx(2 / figures["pat"])
+    saved = figures["memory_mib"]["saved"]
+    assert saved["student"] > 0 and saved["prompted"] > 0
+    # A step keeps what its passes keep, and something of the method's own.
+    assert figures["saved_over_floor"] > 1
+    peak = figures["memory_mib"]["peak"]
+    assert figures["peak_memory_mib"] == peak["pat"]
+    # Nothing of a pass is freed before all is there that its backward pass needs.
+    for name in saved:
+        assert peak[name] >= saved[name] * 0.99
+
+
+@pytest.mark.parametrize(
+    "config, options, message",
+    [
+        ("students/faster-rcnn_r18_fpn_digits", (), "has no teacher; take one of configs/pat"),
+        ("pat/missing", (), "does not exist"),
+        ("pat/swin_p-res18_digits", ("--method", "kd"), "--method kd has no prompts"),
+        ("pat/swin_p-res18_digits", ("--size", "1", "2", "3"), "one or two numbers, not 3"),
+        ("pat/swin_p-res18_digits", ("--method", "patt"), "unknown method 'patt'"),
+    ],
+)
+def test_bad_input_is_one_line(config, options, message):
+    printed = run_tool(TOOL, ROOT / f"configs/{config}.py", *options, code=1)
+    assert message in printed.splitlines()[-1] and "Traceback" not in printed

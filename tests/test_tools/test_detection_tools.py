@@ -1,0 +1,300 @@
+"""End-to-end runs of the tools on a small set of digits."""
+
+import json
+import os
+import pickle
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers.tools import ROOT, run_tool
+
+PAIR = "configs/pat/swin_p-res18_digits.py"
+SCORE = re.compile(r"coco/bbox_mAP: ([-\d.]+)")
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def settings(digits):
+    """Options for six short steps with a checkpoint at the third."""
+    return [
+        f"data_root={digits}/",
+        "train_cfg.max_iters=6",
+        "train_cfg.val_interval=6",
+        "train_dataloader.batch_size=2",
+        "default_hooks.checkpoint.interval=3",
+        "default_hooks.logger.interval=1",
+        "model.method.input_size=(64,64)",
+        "model.teacher_checkpoint=None",
+        "randomness.seed=1",
+    ]
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """A user's config outside of the project, which adds EMA to the digits pair."""
+    path = tmp_path_factory.mktemp("configs") / "mine.py"
+    path.write_text(
+        f"_base_ = {str(ROOT / PAIR)!r}\n"
+        "custom_hooks = [dict(type='EMAHook', momentum=0.1, update_buffers=True)]\n"
+    )
+    return path
+
+
+def fix_teacher(settings, path):
+    return [
+        f"model.teacher_checkpoint={path}" if "teacher_checkpoint" in option else option
+        for option in settings
+    ]
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory, settings):
+    """A teacher trained for six steps by the tool."""
+    folder = tmp_path_factory.mktemp("teacher")
+    options = [option for option in settings if not option.startswith("model.")]
+    run_tool(
+        "train.py", "configs/teachers/faster-rcnn_swin-p_fpn_digits.py", "--work-dir", folder,
+        "--cfg-options", *options, cwd=ROOT,
+    )  # fmt: skip
+    return folder / "iter_6.pth"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, settings, teacher, pair):
+    """The work dir of an unbroken training with PAT."""
+    folder = tmp_path_factory.mktemp("pat")
+    run_tool(
+        "train.py", pair, "--work-dir", folder, "--cfg-options", *fix_teacher(settings, teacher),
+        cwd=ROOT,
+    )  # fmt: skip
+    return folder
+
+
+def losses(folder):
+    """The logged losses of each step; later runs replace earlier ones."""
+    found = {}
+    for file in sorted(folder.glob("*/vis_data/scalars.json")):
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            if "loss" in entry:
+                keep = {key: entry[key] for key in entry if "loss" in key or key == "grad_norm"}
+                found[entry["step"]] = keep
+    return found
+
+
+def test_training_writes_safe_checkpoints_without_the_teacher(trained):
+    checkpoint = torch.load(trained / "iter_6.pth", weights_only=True)
+    state = checkpoint["state_dict"]
+    assert "backbone.conv1.weight" in state
+    rest = [key for key in state if not key.startswith("distill.")]
+    assert not any("stages" in key or "teacher" in key for key in rest)
+    assert any(key.startswith("distill.raa") for key in state)
+    assert sorted(losses(trained)) == [1, 2, 3, 4, 5, 6]
+    assert {"loss_kd", "loss_fd", "loss_reg"} < set(losses(trained)[6])
+
+
+def test_killed_training_continues_as_if_unbroken(tmp_path, settings, teacher, trained, pair):
+    folder = tmp_path / "killed"
+    command = [
+        sys.executable, str(ROOT / "tools/train.py"), str(pair), "--work-dir", str(folder),
+        "--cfg-options", *fix_teacher(settings, teacher),
+    ]  # fmt: skip
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        for _ in range(1200):
+            if (folder / "last_checkpoint").exists() or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert (folder / "iter_3.pth").exists() and not (folder / "iter_6.pth").exists()
+    for file in folder.glob("*/vis_data/scalars.json"):
+        file.unlink()
+    run_tool("train.py", *command[2:], "--resume")
+    resumed, unbroken = losses(folder), losses(trained)
+    assert sorted(resumed) == [4, 5, 6]
+    assert resumed == {step: unbroken[step] for step in (4, 5, 6)}
+    first = torch.load(folder / "iter_6.pth", weights_only=True)
+    second = torch.load(trained / "iter_6.pth", weights_only=True)
+    for part in ("state_dict", "ema_state_dict"):
+        assert all(torch.equal(first[part][key], value) for key, value in second[part].items())
+
+
+PLAIN_TEST = """
+import sys
+sys.modules["pat_mmdet"] = None
+from mmengine.config import Config
+from mmengine.runner import Runner
+cfg = Config.fromfile(sys.argv[1])
+cfg.load_from, cfg.work_dir = sys.argv[2], sys.argv[3]
+print(Runner.from_cfg(cfg).test())
+"""
+
+
+def test_student_is_tested_and_exported_with_the_same_result(trained, settings, tmp_path):
+    data = [option for option in settings if option.startswith("data_root")]
+    dump = tmp_path / "own.pkl"
+    run_tool(
+        "test.py", PAIR, trained / "iter_6.pth", "--work-dir", tmp_path / "test", "--out", dump,
+        "--show-dir", "shown", "--cfg-options", *data, "test_dataloader.batch_size=1",
+    )  # fmt: skip
+    assert len(list((tmp_path / "test").glob("*/shown/*"))) == 8
+
+    exported = tmp_path / "student.pth"
+    run_tool("export_student.py", PAIR, trained / "iter_6.pth", exported, "--cfg-options", *data)
+    text = exported.with_suffix(".py").read_text()
+    assert "pat_mmdet" not in text and "Checked" not in text and "teacher" not in text
+    state = torch.load(exported, weights_only=True)["state_dict"]
+    assert not any(key.startswith(("distill.", "student.")) for key in state)
+
+    plain_dump = tmp_path / "plain.pkl"
+    script = PLAIN_TEST.replace(
+        "print(Runner.from_cfg(cfg).test())",
+        "from mmdet.evaluation import DumpDetResults\n"
+        "cfg.test_dataloader.batch_size = 1\n"
+        "runner = Runner.from_cfg(cfg)\n"
+        f"runner.test_evaluator.metrics.append(DumpDetResults(out_file_path={str(plain_dump)!r}))\n"
+        "runner.test()",
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, exported.with_suffix(".py"), exported, tmp_path / "plain"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    own, plain = (pickle.loads(path.read_bytes()) for path in (dump, plain_dump))
+    assert len(own) == len(plain) == 8
+    for x, y in zip(own, plain):
+        for key in ("bboxes", "scores", "labels"):
+            assert torch.equal(x["pred_instances"][key], y["pred_instances"][key])
+
+
+def test_broken_images_do_not_stop_a_test_that_draws(teacher, settings, digits, tmp_path):
+    data = tmp_path / "digits"
+    shutil.copytree(digits, data)
+    images = sorted((data / "val").iterdir())
+    images[0].write_bytes(b"")
+    images[5].write_bytes(images[5].read_bytes()[:200])
+    output = run_tool(
+        "test.py", PAIR, teacher, "--teacher", "--work-dir", tmp_path / "test",
+        "--show-dir", "shown", "--cfg-options", f"data_root={data}/",
+    )  # fmt: skip
+    assert SCORE.search(output) and "skipped so far: 2" in output
+    assert len(list((tmp_path / "test").glob("*/shown/*"))) == 6
+
+
+def test_teacher_is_tested_alone_and_with_flips(teacher, settings, tmp_path):
+    options = fix_teacher([o for o in settings if o.startswith(("data_root", "model.t"))], teacher)
+    output = run_tool(
+        "test.py", PAIR, "--teacher", "--work-dir", tmp_path, "--cfg-options", *options
+    )
+    assert SCORE.search(output)
+    output = run_tool(
+        "test.py", PAIR, "--teacher", "--tta", "--work-dir", tmp_path, "--cfg-options", *options
+    )
+    assert SCORE.search(output)
+
+
+def test_method_none_trains_the_student_alone(settings, tmp_path):
+    options = [option for option in settings if not option.startswith("model.")]
+    run_tool(
+        "train.py", PAIR, "--method", "none", "--work-dir", tmp_path, "--auto-scale-lr",
+        "--cfg-options", *options, "train_cfg.max_iters=3",
+    )  # fmt: skip
+    state = torch.load(tmp_path / "iter_3.pth", weights_only=True)["state_dict"]
+    assert not any(key.startswith("distill.") for key in state)
+    assert "loss_kd" not in losses(tmp_path)[3]
+
+
+def test_two_processes(settings, teacher, tmp_path):
+    run_tool(
+        "dist_train.sh", PAIR, 2, "--work-dir", tmp_path, "--method", "pat", "--cfg-options",
+        *fix_teacher(settings, teacher), "train_cfg.max_iters=3",
+    )  # fmt: skip
+    checkpoint = torch.load(tmp_path / "iter_3.pth", weights_only=True)
+    states = checkpoint["distill_resume_state"]
+    assert len(states) == 2, "the feedback of both processes is kept"
+    assert not torch.equal(states[0]["0"], states[1]["0"])
+    output = run_tool(
+        "dist_test.sh", PAIR, tmp_path / "iter_3.pth", 2, "--work-dir", tmp_path / "test",
+        "--cfg-options", settings[0],
+    )  # fmt: skip
+    assert SCORE.search(output)
+
+
+def test_demo_ends_with_a_table_and_a_picture_and_can_be_repeated(tmp_path):
+    small = ["--iters", 6, "--teacher-iters", 6, "--images", 16, "--val-images", 8]
+    first = run_tool("demo.py", "--work-dir", tmp_path, *small)
+    rows = [line for line in first.splitlines() if line.startswith("| student with PAT | 6 |")]
+    assert len(rows) == 1 and (tmp_path / "report.png").stat().st_size > 10_000
+    again = run_tool("demo.py", "--work-dir", tmp_path, *small)
+    assert again.count("done already") == 3 and rows[0] in again
+    other = run_tool("demo.py", "--work-dir", tmp_path, *small, "--seed", 1, code=1)
+    assert other.strip().splitlines()[-1].startswith("error: ") and "other settings" in other
+
+
+def cut(path, out):
+    out.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return out
+
+
+class Foreign:
+    def __reduce__(self):
+        return (print, ("foreign code ran",))
+
+
+@pytest.mark.parametrize(
+    ("tool", "args", "message"),
+    [
+        ("train.py", ["configs/pat/nothing.py"], "config 'configs/pat/nothing.py' does not exist"),
+        ("train.py", [PAIR, "--method", "pta"], "unknown method 'pta'; known methods: "),
+        ("train.py", ["{student}", "--method", "pat"], "has no teacher"),
+        ("train.py", [PAIR, "{t}=nowhere.pth"], "checkpoint 'nowhere.pth' does not exist"),
+        ("train.py", [PAIR, "{t}={truncated}"], "truncated"),
+        ("train.py", [PAIR, "{t}={foreign}"], "refused"),
+        ("train.py", [PAIR, "{t}={trained}"], "does not fit FasterRCNN"),
+        ("train.py", [PAIR, "{t}=None", "data_root=nowhere/"], "set data_root in the config"),
+        ("train.py", [PAIR, "--resume", "{truncated}", "{t}=None"], "truncated"),
+        ("test.py", [PAIR, "nowhere.pth"], "checkpoint 'nowhere.pth' does not exist"),
+        ("test.py", [PAIR, "{teacher}"], "keys are missing"),
+        ("export_student.py", [PAIR, "{foreign}", "out.pth"], "refused"),
+    ],
+)
+def test_bad_input_gives_one_clear_line(
+    tool, args, message, teacher, trained, digits, tmp_path, monkeypatch, capfd
+):
+    foreign = tmp_path / "foreign.pth"
+    torch.save({"state_dict": {}, "extra": Foreign()}, foreign)
+    paths = dict(
+        t="model.teacher_checkpoint",
+        student="configs/students/faster-rcnn_r18_fpn_digits.py",
+        truncated=cut(teacher, tmp_path / "cut.pth"),
+        foreign=foreign,
+        trained=trained / "iter_6.pth",
+        teacher=teacher,
+    )
+    args = [arg.format(**paths) for arg in args]
+    options = [arg for arg in args if "=" in arg]
+    flags = [arg for arg in args if "=" not in arg]
+    if tool != "export_student.py":
+        flags += ["--work-dir", tmp_path / "work"]
+    if not any(option.startswith("data_root") for option in options):
+        options.append(f"data_root={digits}/")
+    # In this process, as importing everything takes most of such a short run.
+    argv = [tool, *map(str, flags), "--cfg-options", *options]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
+    error = stop.value.code
+    assert error.startswith("error: ") and message in error and "\n" not in error
+    assert "foreign code ran" not in capfd.readouterr().out

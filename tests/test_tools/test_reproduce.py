@@ -1,0 +1,346 @@
+"""The tables, and the tool that trains and collects them."""
+
+import csv
+import json
+import os
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.runs import evaluation, log, step
+from helpers.tools import ROOT
+
+from pat_mmdet.utils import RunDir, load_config, read_record, write_record
+from pat_mmdet.utils.runs import lock_folder
+from pat_mmdet.utils.tables import TABLES, find_table
+
+PAIR = "swin_p-res18"
+TOOL = str(ROOT / "tools/reproduce.py")
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def reproduce(monkeypatch, capfd):
+    """Runs the tool in this process; gives its output, and what it exits with."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, args)])
+        code = None
+        try:
+            runpy.run_path(TOOL, run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        return capfd.readouterr().out, code
+
+    return run
+
+
+def wait_for(condition, process):
+    for _ in range(1200):
+        if condition() or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    assert condition(), process.poll()
+
+
+def test_published_numbers():
+    coco = {cell.name: cell.published for cell in TABLES["coco"].cells}
+    assert coco["swin_t/teacher"] == (45.14, 67.09, 49.25)
+    assert coco["swin_t-res18/pat"] == (35.62, 56.67, 38.04)
+    assert coco["swin_t-res18/dkd"] == (29.96, 51.17, 31.36)
+    assert coco["swin_t-mbv2/none"] == (29.47, 48.87, 30.90)
+    assert coco["swin_t-mbv2/fitnet"] == (32.48, 52.62, 34.67)
+    assert sum(bool(numbers) for numbers in coco.values()) == 13
+    assert not any(cell.published for name in ("digits", "bccd") for cell in TABLES[name].cells)
+
+
+def test_published_numbers_of_classification():
+    cifar, imagenet = (
+        {cell.name: cell.published for cell in TABLES[name].cells}
+        for name in ("cifar100", "imagenet")
+    )
+    # 4 teachers, 5 students alone, 12 pairs with 9 methods; 5 students, 15 pairs.
+    assert len(cifar) == 4 + 5 + 12 * 9 and all(cifar.values())
+    assert len(imagenet) == 5 + 15 * 9
+    assert cifar["mixer_b16/teacher"] == (87.29,) and cifar["deit_t/none"] == (68.00,)
+    assert cifar["convnext_t-resmlp_s12/pat"] == (83.50,)
+    assert cifar["swin_t-resmlp_s12/dist"] == (11.05,)
+    assert imagenet["mixer_b16-swin_n/ofa"] == (76.63,) and imagenet["swin_n/none"] == (75.53,)
+    assert sum(bool(imagenet[name]) for name in imagenet if name.endswith("/pat")) == 4
+
+
+def test_every_method_of_a_detector_is_in_every_table():
+    known = {path.stem for path in (ROOT / "configs/_base_/methods").glob("*.py")} - {"crd"}
+    for name in ("coco", "digits", "bccd"):
+        cells = TABLES[name].cells
+        for pair in {cell.pair for cell in cells if not cell.is_teacher}:
+            assert {cell.method for cell in cells if cell.pair == pair} == known
+    for table in TABLES.values():
+        assert len({cell.name for cell in table.cells}) == len(table.cells)
+
+
+PUBLISHED = ["--table", "coco", "--settings", "published", "--cells", "*/ofa", "*/pat"]
+
+
+@pytest.mark.parametrize("flags", [[], PUBLISHED])
+def test_listed_commands_are_accepted_and_have_a_config(flags, reproduce, monkeypatch):
+    output, code = reproduce("--list", *flags)
+    assert code is None
+    parse = runpy.run_path(str(ROOT / "tools/train.py"))["parse_args"]
+    commands = [shlex.split(line) for line in output.splitlines() if line.startswith("    ")]
+    cells = [(table.name, cell) for table in TABLES.values() for cell in table.cells]
+    if flags:
+        cells = [("coco", cell) for cell in TABLES["coco"].select(["*/ofa", "*/pat"])]
+    assert len(commands) == len(cells)
+    teacher = None
+    # Of the large tables, which have one form, some are enough.
+    large = ("cifar100", "imagenet")
+    listed = [
+        (name, cell, command)
+        for number, ((name, cell), command) in enumerate(zip(cells, commands))
+        if name not in large or number % 12 == 0
+    ]
+    for table, cell, command in listed:
+        assert command[:2] == ["python", "tools/train.py"]
+        monkeypatch.setattr(sys, "argv", command[1:])
+        args = parse()
+        assert args.config == f"configs/{cell.config}" and args.resume == "auto"
+        assert args.method == (None if cell.is_teacher else cell.method)
+        cfg = load_config(args.config, args.cfg_options, args.method, args.settings)
+        assert cfg.settings == ("published" if flags and not cell.is_teacher else "equal")
+        assert cfg.randomness.seed == 0 and args.work_dir.endswith("/seed_0")
+        if cell.is_teacher:
+            teacher = str(RunDir.from_config(Path(args.work_dir), cfg).checkpoint)
+        elif cell.method != "none":
+            trained_here = table in ("cifar10", "digits", "bccd")
+            assert (cfg.model.teacher_checkpoint == teacher) == trained_here
+    assert "published: 35.62 / 56.67 / 38.04" in output
+
+
+def test_cells_are_trained_killed_resumed_and_skipped(digits, tmp_path, reproduce):
+    options = [
+        f"data_root={digits}/",
+        "train_cfg.max_iters=8",
+        "train_dataloader.batch_size=2",
+        "default_hooks.checkpoint.interval=2",
+        "default_hooks.logger.interval=1",
+        "model.method.input_size=(64,64)",
+    ]
+    flags = ["--table", "digits", "--work-dir", tmp_path, "--cfg-options", *options]
+    command = ["--cells", "*/pat", "--jobs", 2, *flags]
+    teacher = tmp_path / "digits/teacher/swin_p/seed_0"
+    student = tmp_path / "digits/equal" / PAIR / "pat/seed_0"
+    process = subprocess.Popen([sys.executable, TOOL, *map(str, command)])
+    wait_for((teacher / "last_checkpoint").exists, process)
+    assert lock_folder(teacher) is None
+    process.kill()
+    process.wait()
+    time.sleep(0.5)
+    size = (teacher / "output.log").stat().st_size
+    time.sleep(1.5)
+    assert (teacher / "output.log").stat().st_size == size, "the training ends with its parent"
+    assert not (teacher / "iter_8.pth").exists() and not student.exists()
+
+    output, code = reproduce(*command)
+    assert code is None, output
+    for folder in (teacher, student):
+        assert RunDir(folder, 8).is_finished() and (folder / "output.log").stat().st_size > 1000
+    record = read_record(teacher)
+    assert [start["exit_code"] for start in record["starts"]] == [None, 0]
+    assert len(list(teacher.glob("*/vis_data/scalars.json"))) == 2
+    record = read_record(student)
+    assert record["options"] == options and record["length"] == [8, "iter"]
+    assert record["cell"] == f"{PAIR}/pat" and record["starts"][0]["hardware"]
+    assert len(list(student.glob("*/vis_data/scalars.json"))) == len(record["starts"]) == 1
+
+    assert reproduce(*command)[0].count("done already") == 2
+    with lock_folder(student):
+        assert "another process is training it" in reproduce(*command)[0]
+    _, code = reproduce(*command, "train_cfg.val_interval=5")
+    assert code.startswith("error: ") and "holds a training with options" in code
+    table, _ = reproduce("--table", "digits", "--work-dir", tmp_path, "--collect")
+    assert table.count("| 8 iterations |") == 2
+
+
+SRUN = """#!/bin/sh
+echo "$@" >> "$(dirname "$0")/calls"
+case "$*" in *wait*) exec sleep 600;; esac
+exit 3
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, digits, monkeypatch):
+    """A Slurm that notes what it is asked for and fails, and flags for it."""
+    srun = tmp_path / "bin/srun"
+    srun.parent.mkdir()
+    srun.write_text(SRUN)
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{srun.parent}:{os.environ['PATH']}")
+    return [
+        "--table", "digits", "--launcher", "slurm", "--partition", "big", "--gpus", "4",
+        "--work-dir", str(tmp_path / "work"), "--teacher-checkpoint", str(srun),
+        "--cfg-options", f"data_root={digits}/",
+    ]  # fmt: skip
+
+
+def test_failing_cells_do_not_stop_others(slurm, tmp_path, reproduce):
+    output, code = reproduce("--cells", "*/none", "*/kd", "--seeds", "1", *slurm)
+    assert output.count(": training, logs in") == 2
+    lines = code.splitlines()
+    assert "failed" in lines[0] and len(lines) == 3
+    assert f"{PAIR}/kd seed 1 (exit code 3): see " in lines[2]
+    none, kd = (tmp_path / "bin/calls").read_text().splitlines()
+    assert "-p big" in kd and "--ntasks=4" in kd and "--launcher slurm --method kd" in kd
+    assert "train_dataloader.batch_size=2" in kd and "randomness.seed=1" in kd
+    assert f"model.teacher_checkpoint={tmp_path}/bin/srun" in kd and "teacher" not in none
+    output, _ = reproduce("--table", "digits", "--work-dir", tmp_path / "work", "--collect")
+    assert output.count("| seed 1: 0/300 failed |") == 2
+
+
+def test_data_are_made_and_a_teacher_that_fails_is_waited_for(
+    slurm, tmp_path, reproduce, monkeypatch
+):
+    small = replace(
+        TABLES["digits"],
+        generator=("dataset_converters/make_digits.py", "--train", "3", "--val", "2"),
+    )
+    monkeypatch.setitem(TABLES, "digits", small)
+    place = slurm.index("--teacher-checkpoint")
+    flags = [*slurm[:place], "--jobs", "2", "--cfg-options", f"data_root={tmp_path}/made/"]
+    output, code = reproduce("--cells", "*/kd", "*/none", *flags)
+    assert (tmp_path / "made/annotations/val.json").is_file()
+    assert f"{PAIR}/kd seed 0: left out, its teacher is not done" in output
+    assert "swin_p/teacher seed 0 (exit code 3)" in code and f"{PAIR}/none" in code
+    assert code.count("see ") == code.count("output.log") == 2
+    _, code = reproduce("--cells", "*/kd", *flags)
+    assert "swin_p/teacher" in code, "what failed is tried again"
+
+
+def test_interrupt_stops_the_trainings(slurm, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, TOOL, "--cells", "*/none", *slurm, "wait=1"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # Shells start what runs in the background, tests perhaps, with interrupts ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    wait_for((tmp_path / "bin/calls").exists, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 130 and "give the same command again to go on" in output
+    folder = tmp_path / "work/digits/equal" / PAIR / "none/seed_0"
+    assert read_record(folder)["starts"][0]["exit_code"] is None
+
+
+def trained(folder, steps, value, seconds=0.5, **start):
+    """A training of a table as it is when done; without a value, the evaluation is missing."""
+    log(folder, "20260101_000000", step(steps, seconds))
+    if value is not None:
+        scores = {"coco/bbox_mAP_50": 0.5, "coco/bbox_mAP_75": 0.2, **evaluation(steps, value)}
+        log(folder, "20260101_000001", scores)
+    (folder / f"iter_{steps}.pth").touch()
+    start = {"hardware": "GPU x 8", "revision": "abc", "exit_code": 0, **start}
+    write_record(folder, {"length": [steps, "iter"], "options": [], "starts": [start]})
+
+
+def test_collected_table(tmp_path, reproduce):
+    base = tmp_path / "coco"
+    pat = base / "equal/swin_t-res18/pat"
+    trained(pat / "seed_0", 180000, 0.351, 0.2)
+    trained(pat / "seed_1", 180000, 0.357, 0.4, hardware="GPU x 4", revision="abc+")
+    trained(pat / "seed_2", 180000, None)
+    trained(base / "equal/swin_t-res18/kd/seed_0", 200, None, exit_code=1)
+    trained(base / "published/swin_t-res18/kd/seed_0", 200, 0.1)
+    trained(base / "teacher/swin_t/seed_0", 270000, 0.451)
+    # Trained by hand.
+    log(base / "equal/swin_t-mbv2/none/seed_0", "20260101_000000", step(90))
+
+    flags = ["--table", "coco", "--work-dir", tmp_path, "--collect"]
+    output, code = reproduce(*flags)
+    files = [tmp_path / "coco.md", tmp_path / "coco.csv"]
+    first = [file.read_bytes() for file in files]
+    assert code is None and first[0].decode() in output
+    reproduce(*flags)
+    assert [file.read_bytes() for file in files] == first
+
+    with open(files[1]) as file:
+        rows = {(row["pair"], row["method"], row["settings"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 1 + 2 * 26
+    row = rows["swin_t-res18", "pat", "equal"]
+    assert (row["mAP"], row["mAP std"], row["AP50"], row["seeds"]) == ("35.4", "0.4", "50.0", "0 1")
+    assert row["difference"] == "-0.2" and row["published"] == "35.62 / 56.67 / 38.04"
+    assert row["length"] == "180000 iterations" and row["seconds"] == "54000"
+    assert (row["hardware"], row["revision"]) == ("GPU x 4; GPU x 8", "abc; abc+")
+    assert row["status"] == "seed 2: 180000/180000"
+    row = rows["swin_t-res18", "kd", "equal"]
+    assert row["mAP"] == row["seeds"] == row["difference"] == row["hardware"] == ""
+    assert row["status"] == "seed 0: 200/200 failed"
+    row = rows["swin_t-res18", "kd", "published"]
+    assert (row["mAP"], row["mAP std"], row["length"]) == ("10.0", "", "200 iterations")
+    assert rows["swin_t", "teacher", ""]["difference"] == "-0.0"
+    assert rows["swin_t-mbv2", "none", "equal"]["status"] == "seed 0: 90/180000"
+    untouched = rows["swin_t-mbv2", "pat", "equal"]
+    assert [key for key, value in untouched.items() if value] == [
+        "pair", "method", "settings", "published",
+    ]  # fmt: skip
+    assert "| swin_t-res18 | pat | equal | 35.4 ± 0.4 | 50.0 ± 0.0 |" in first[0].decode()
+    assert "none (student alone)" in output and "settings `published`" in output
+
+
+def test_an_evaluation_that_found_nothing_is_not_a_result(tmp_path, reproduce):
+    folder = tmp_path / "digits/equal" / PAIR / "kd/seed_0"
+    trained(folder, 2, None)
+    log(folder, "20260101_000001", {"time": 0.1, "step": 2})
+    output, _ = reproduce("--table", "digits", "--work-dir", tmp_path, "--collect")
+    assert "| seed 0: evaluated without a coco/bbox_mAP |" in output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "--table is needed; known tables: coco"),
+        (
+            ["--table", "voc"],
+            "unknown table 'voc'; known tables: coco, cifar100, imagenet, cifar10",
+        ),
+        (["--table", "digits", "--cells", "*/pta"], "'*/pta' matches no cell of table 'digits'"),
+        (["--table", "digits", "--gpus", "2"], "--gpus needs --launcher"),
+        (["--table", "digits", "--launcher", "slurm"], "need each other"),
+        (["--table", "digits", "--launcher", "slurm", "--partition", "p"], "srun"),
+        (["--table", "digits", "--launcher", "pytorch", "--gpus", "3"], "cannot be divided"),
+        (["--table", "digits", "--launcher", "pytorch", "--jobs", "2"], "--jobs needs"),
+        (["--table", "digits", "--jobs", "0"], "at least 1"),
+        (["--table", "digits", "--teacher-checkpoint", "nowhere.pth"], "'nowhere.pth' does not"),
+        (["--table", "digits", "--cfg-options", "seed"], "key=value, not 'seed'"),
+        (["--table", "bccd", "--cfg-options", "data_root=nowhere/"], "voc2coco.py"),
+        (["--table", "coco", "--cfg-options", "data_root=nowhere/"], "cocodataset.org"),
+    ],
+)
+def test_bad_input_gives_one_clear_line(args, message, tmp_path, reproduce, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    _, code = reproduce(*args, "--work-dir", tmp_path / "work")
+    assert code.startswith("error: ") and message in code and "\n" not in code
+
+
+def test_unknown_cells_are_told_the_known_ones():
+    with pytest.raises(ValueError, match="its cells: swin_p/teacher, swin_p-res18/none, "):
+        find_table("digits").select(["*", "swin_p-res18"])
+
+
+def test_records_are_plain_json(tmp_path):
+    trained(tmp_path, 2, 0.5)
+    assert json.loads((tmp_path / "run.json").read_text())["length"] == [2, "iter"]
