@@ -13,6 +13,7 @@ from mmengine.fileio import isdir
 from mmengine.logging import print_log
 
 from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
+from pat_mmdet.utils.paths import CONFIGS
 
 SETTINGS = {
     "equal": "the same iterations, learning rate and EMA for all methods, those of the config",
@@ -133,8 +134,7 @@ def apply_method(cfg: Config, name: str) -> None:
 
 def _methods_folder(cfg: Config) -> Path:
     """The overlays beside the config, or else those of the project."""
-    project = Path(__file__).resolve().parents[2] / "configs"
-    for folder in (*Path(cfg.filename).resolve().parents, project):
+    for folder in (*Path(cfg.filename).resolve().parents, CONFIGS):
         if (folder / "_base_" / "methods").is_dir():
             return folder / "_base_" / "methods"
     raise ValueError(

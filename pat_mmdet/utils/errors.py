@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_PROJECT = Path(__file__).resolve().parents[2]
-_OWN_FOLDERS = (_PROJECT / "pat_mmdet", _PROJECT / "tools")
+from pat_mmdet.utils.paths import PACKAGE, TOOLS
+
+_OWN_FOLDERS = (PACKAGE, TOOLS)
 
 
 @contextmanager

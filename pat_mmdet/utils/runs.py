@@ -17,6 +17,8 @@ from typing import IO
 import torch
 from mmengine.config import Config
 
+from pat_mmdet.utils.paths import ROOT
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -149,7 +151,7 @@ def lock_folder(folder: Path, wait: bool = False) -> IO | None:
 
 def revision() -> str:
     """The project's git revision, with '+' if files differ from it, or 'unknown'."""
-    git = ["git", "--no-optional-locks", "-C", str(Path(__file__).resolve().parents[2])]
+    git = ["git", "--no-optional-locks", "-C", str(ROOT)]
     try:
         commit, changes = (
             subprocess.run([*git, *args], capture_output=True, text=True, check=True).stdout.strip()

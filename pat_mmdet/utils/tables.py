@@ -392,7 +392,8 @@ TABLES = {
             _IMAGENET,
             train_teachers=False,
             title="ImageNet-1K validation images. The teachers are those of timm",
-            data="put ImageNet into the usual folders; tools/dataset_converters/imagenet.py checks them",
+            data="put ImageNet into the usual folders, which "
+            "tools/dataset_converters/imagenet.py checks",
         ),
         _small(
             "cifar10",
@@ -429,7 +430,8 @@ TABLES = {
             _COCO_METRICS,
             _DETECTION,
             title="BCCD blood cells, small Faster R-CNN. Nothing is published for this table",
-            data="get github.com/Shenggan/BCCD_Dataset and convert it with tools/dataset_converters/voc2coco.py; "
+            data="get github.com/Shenggan/BCCD_Dataset and convert it with "
+            "tools/dataset_converters/voc2coco.py; "
             "the commands are in docs/results.md",
         ),
     )

@@ -23,8 +23,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from pat_mmdet.cli.arguments import add_cfg_options
 from pat_mmdet.utils import load_config, load_weights
-from pat_mmdet.utils.cli import add_cfg_options
 
 CONFIG = ROOT / "configs/teachers/faster-rcnn_swin-t_fpn_3x_coco.py"
 WIDTH, HEADS, WINDOW = 16, (1, 2, 4, 8), 4

@@ -1,6 +1,7 @@
 """The tables, and the tool that trains and collects them."""
 
 import csv
+import importlib
 import json
 import os
 import runpy
@@ -100,7 +101,7 @@ PUBLISHED = ["--table", "coco", "--settings", "published", "--cells", "*/ofa", "
 def test_listed_commands_are_accepted_and_have_a_config(flags, reproduce, monkeypatch):
     output, code = reproduce("--list", *flags)
     assert code is None
-    parse = runpy.run_path(str(ROOT / "tools/train.py"))["parse_args"]
+    parse = vars(importlib.import_module("pat_mmdet.cli.train"))["parse_args"]
     commands = [shlex.split(line) for line in output.splitlines() if line.startswith("    ")]
     cells = [(table.name, cell) for table in TABLES.values() for cell in table.cells]
     if flags:

@@ -1,7 +1,7 @@
+import importlib
 import itertools
 import pickle
 import random
-import runpy
 from types import SimpleNamespace
 
 import numpy as np
@@ -483,7 +483,7 @@ def test_no_error_no_exit():
 
 @pytest.mark.parametrize("method", [None, "none"])
 def test_compile_is_for_the_blocks_of_a_pair_or_the_whole_student(method, tmp_path):
-    train = runpy.run_path(str(ROOT / "tools/train.py"))
+    train = vars(importlib.import_module("pat_mmdet.cli.train"))
     cfg = load_config(str(ROOT / "configs/pat/swin_p-res18_digits.py"), None, method)
     flags = dict.fromkeys(("method", "settings", "resume"), None)
     flags |= dict.fromkeys(("amp", "auto_scale_lr"), False)
@@ -496,7 +496,7 @@ def test_compile_is_for_the_blocks_of_a_pair_or_the_whole_student(method, tmp_pa
 
 def test_errors_of_the_tools_are_ours(monkeypatch, tmp_path):
     # --auto-scale-lr without a base batch size is refused in tools/train.py itself.
-    train = runpy.run_path(str(ROOT / "tools/train.py"))
+    train = vars(importlib.import_module("pat_mmdet.cli.train"))
     cfg = pair(work_dir=str(tmp_path))
     cfg.pop("auto_scale_lr")
     args = SimpleNamespace(

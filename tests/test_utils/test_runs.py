@@ -1,10 +1,9 @@
-from helpers.runs import evaluation, log, step
-
 """Reading work dirs."""
 
 import math
 
 import pytest
+from helpers.runs import evaluation, log, step
 from helpers.tools import ROOT
 from mmengine.config import Config
 

@@ -21,9 +21,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.utils.dl_utils import set_multi_processing
 
+from pat_mmdet.cli.arguments import add_cfg_options
 from pat_mmdet.engine.runner import training_dataloader
 from pat_mmdet.utils import load_config, write_atomic
-from pat_mmdet.utils.cli import add_cfg_options
 from pat_mmdet.utils.errors import clear_errors
 
 

@@ -4,7 +4,7 @@ Real passes on a random batch are counted: convolutions, linear layers and atten
 with its sum as two. Norms, activations, RoIAlign, losses and the optimizer are not in it.
 
 Example:
-    python tools/analysis_tools/get_flops.py configs/pat/swin_t-res18_coco.py --batch-size 2 --device cpu
+    python tools/analysis_tools/get_flops.py configs/pat/swin_t-res18_coco.py --batch-size 2
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from pat_mmdet.cli.arguments import add_cfg_options
 from pat_mmdet.models.methods.base import Prompted
 from pat_mmdet.models.task_modules import Prompt
 from pat_mmdet.utils import is_distiller, load_config
-from pat_mmdet.utils.cli import add_cfg_options
 
 # Objects of a COCO image, on average.
 _OBJECTS = 7

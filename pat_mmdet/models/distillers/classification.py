@@ -31,7 +31,7 @@ class ClassificationDistiller(BaseDistiller):
         method (dict): Config of the method.
         teacher_checkpoint (str, optional): Path or URL of the teacher's weights.
         student_stages (Sequence[dict], optional): The student's stages, a dict with the fields of
-            :class:`pat_mmdet.models.task_modules.stages.Stage` for each; known for the usual backbones.
+            :class:`Stage` for each; known for the usual backbones.
         teacher_stages (Sequence[dict], optional): The teacher's stages.
         **kwargs: Further arguments of :class:`BaseDistiller`.
 

@@ -35,7 +35,7 @@ class DetectionDistiller(BaseDistiller):
         method (dict): Config of the method.
         teacher_checkpoint (str, optional): Path or URL of the teacher's weights.
         teacher_stages (Sequence[dict], optional): Where prompts enter, a dict with the fields of
-            :class:`pat_mmdet.models.task_modules.stages.Stage` for each stage; known for the usual backbones.
+            :class:`Stage` for each stage; known for the usual backbones.
         feature_strides (Sequence[int], optional): Strides, in pixels, of the feature levels to
             compare; all by default, which must then be the same in both networks.
         **kwargs: Further arguments of :class:`BaseDistiller`.

@@ -31,6 +31,7 @@ def full_precision(loss: _Loss) -> _Loss:
 
 
 def require(condition: bool, expected: str, s: Tensor, t: Tensor) -> None:
+    """Raise a ValueError that names both shapes unless the condition holds."""
     if not condition:
         raise ValueError(
             f"expected {expected}, got student {tuple(s.shape)} and teacher {tuple(t.shape)}"
@@ -38,6 +39,7 @@ def require(condition: bool, expected: str, s: Tensor, t: Tensor) -> None:
 
 
 def check_logits(s: Tensor, t: Tensor, target: Tensor | None = None) -> None:
+    """Raise a ValueError unless the logits are (N, K) each and the target is (N,)."""
     require(s.ndim == 2 and s.shape == t.shape, "two (N, K) matrices of equal shape", s, t)
     if target is not None and target.shape != s.shape[:1]:
         # gather() accepts a target that is too short without a word.

@@ -25,7 +25,7 @@ class Prompted(Protocol):
                 all by default.
 
         Returns:
-            NetworkOutputs: Of these images; its logits are for the first rows of the plain teacher's.
+            NetworkOutputs: Of these images; its logits are the first rows of the plain ones.
         """
 
 

@@ -16,7 +16,7 @@ class CC(BaseMethod):
 
     Source: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, in the form
     that comparisons of methods use: ``mean_i Σ_d |δ_i| · |δ_{i+1}|`` with ``δ = s − t``, see
-    :func:`pat_mmdet.models.losses.correlation_loss`. A linear layer on each side brings the embeddings
+    :func:`correlation_loss`. A linear layer on each side brings the embeddings
     (N, D) of student and teacher to a common width; both layers are trained. In detection the
     rows are the student's N sampled RoIs.
 

@@ -45,7 +45,7 @@ class CRD(BaseMethod):
     """Finds an image's own row among random rows of a memory of the other network's embeddings.
 
     Source: Tian et al., Contrastive Representation Distillation, ICLR 2020, section 3, with the
-    noise contrastive estimate of its published code, see :func:`pat_mmdet.models.losses.crd_loss`. A
+    noise contrastive estimate of its published code, see :func:`crd_loss`. A
     linear layer on each side and L2 normalisation bring the embeddings (B, D) of student and
     teacher to unit rows (B, width); both layers are trained. Each network has a bank
     (num_data, width) with a row for each image of the data set. The student's row is scored by

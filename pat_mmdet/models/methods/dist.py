@@ -16,7 +16,7 @@ class DIST(BaseMethod):
 
     Source: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, the
     relations between classes and within a class: ``T² · (beta · (1 − mean row Pearson) +
-    gamma · (1 − mean column Pearson))``, see :func:`pat_mmdet.models.losses.dist_loss`. In detection
+    gamma · (1 − mean column Pearson))``, see :func:`dist_loss`. In detection
     the logits (N, K) are the class scores of both networks on the student's N sampled RoIs; a
     row is an RoI, a column one class over all RoIs of the batch. The defaults are the paper's.
 

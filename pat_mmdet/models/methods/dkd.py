@@ -15,7 +15,7 @@ class DKD(BaseMethod):
     """Matches how sure the networks are of the label, and how they rank the other classes.
 
     Source: Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, Eq. 7:
-    ``T² · (alpha · TCKD + beta · NCKD)``, see :func:`pat_mmdet.models.losses.dkd_loss`. In detection
+    ``T² · (alpha · TCKD + beta · NCKD)``, see :func:`dkd_loss`. In detection
     the logits (N, K) are the class scores of both networks on the student's N sampled RoIs, and
     the target is the label (N,) that the student's sampler gave; background is a class like any
     other, the last one. The defaults are the paper's for classification.

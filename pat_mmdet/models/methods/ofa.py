@@ -25,7 +25,7 @@ class OFA(BaseMethod):
 
     Source: Hao et al., One-for-All: Bridge the Gap Between Heterogeneous Architectures in
     Knowledge Distillation, NeurIPS 2023, with the adaptive target enhancement of
-    :func:`pat_mmdet.models.losses.ofa_loss`. Branches take the student's features to logits (N, K):
+    :func:`ofa_loss`. Branches take the student's features to logits (N, K):
     ``loss_ofa`` holds these to the teacher's, ``loss_kd`` the student's final logits; the target
     class is the label (N,), background included. They are only there for training.
 

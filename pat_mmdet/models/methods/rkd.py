@@ -16,7 +16,7 @@ class RKD(BaseMethod):
     """Matches the pairwise distances and the angles among the samples of a batch.
 
     Source: Park et al., Relational Knowledge Distillation, CVPR 2019, sections 3.2.1 and 3.2.2,
-    see :func:`pat_mmdet.models.losses.rkd_distance_loss` and :func:`pat_mmdet.models.losses.rkd_angle_loss`.
+    see :func:`rkd_distance_loss` and :func:`rkd_angle_loss`.
     The embeddings (N, D) are compared as they are, whatever their widths; there is nothing to
     train here. The weights are the paper's for classification.
 

@@ -1,5 +1,3 @@
-from helpers.one_stage import STRIDES, pair
-
 """Detectors with dense heads, and pairs of detectors of different kinds."""
 
 import copy
@@ -7,6 +5,7 @@ import copy
 import pytest
 import torch
 from helpers.detectors import batch, build, pair_config, train_step, trainable
+from helpers.one_stage import STRIDES, pair
 
 from pat_mmdet.utils import load_config
 

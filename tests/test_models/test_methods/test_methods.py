@@ -1,5 +1,3 @@
-from helpers.methods import NoWaiting, close, no_prompts, normal, numbers
-
 """The methods beyond KD, FitNet and PAT: values, gradients, training steps, properties."""
 
 import math
@@ -7,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers.detectors import PAIR, batch, build, pair_config, train_step, trainable
+from helpers.methods import NoWaiting, close, no_prompts, normal, numbers
 from mmengine.config import Config
 from torch import nn
 

@@ -1,0 +1,96 @@
+"""Trains a detector or classifier: a student with a teacher, a student alone, or a teacher."""
+
+import argparse
+
+from mmengine.config import Config
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from pat_mmdet.cli.arguments import add_cfg_options, add_launcher, add_method, set_local_rank
+from pat_mmdet.utils import (
+    check_data,
+    is_distiller,
+    load_config,
+    prepare_environment,
+    read_checkpoint,
+    set_work_dir,
+)
+from pat_mmdet.utils.errors import clear_errors
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="path of the config")
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
+    parser.add_argument("--amp", action="store_true", help="train with mixed precision")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the blocks of the networks (torch.compile)"
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by the effective batch size",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        help="resume from this checkpoint, or from the last one in the work dir if none is given",
+    )
+    add_method(parser)
+    add_cfg_options(parser)
+    add_launcher(parser)
+    args = parser.parse_args()
+    set_local_rank(args)
+    return args
+
+
+def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
+    """Carries the flags of the command line into the config.
+
+    Raises:
+        FileNotFoundError: If the checkpoint to resume from does not exist.
+        ValueError: If it cannot be read, or the rate cannot be scaled.
+    """
+    set_work_dir(cfg, args.work_dir)
+    if args.method is not None and args.work_dir is None:
+        cfg.work_dir = f"{cfg.work_dir}_{args.method}"
+    if args.settings == "published" and args.work_dir is None:
+        cfg.work_dir = f"{cfg.work_dir}_published"
+    if args.amp:
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if args.compile:
+        # mmengine compiles the step of a plain network as a whole; a distiller's hooks forbid that.
+        (cfg.model if is_distiller(cfg) else cfg).compile = True
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            raise ValueError(
+                f"config {args.config!r} does not say what batch its learning rate is for; set "
+                "auto_scale_lr=dict(base_batch_size=...)"
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        checkpoint = args.resume
+        if checkpoint == "auto":
+            checkpoint = find_latest_checkpoint(cfg.work_dir)
+        if checkpoint is not None:
+            # Read once before anything is built, to fail early.
+            read_checkpoint(checkpoint)
+        cfg.resume = checkpoint is not None
+        cfg.load_from = checkpoint
+
+
+def main() -> None:
+    """Trains as the command line says."""
+    args = parse_args()
+    with clear_errors():
+        cfg = load_config(args.config, args.cfg_options, args.method, args.settings)
+        apply_flags(cfg, args)
+        check_data(cfg, "train", "val")
+        prepare_environment(cfg, args.launcher)
+        Runner.from_cfg(cfg).train()
+
+
+if __name__ == "__main__":
+    main()
