@@ -20,6 +20,7 @@ from pat_mmdet.utils import (
     prepare_environment,
     set_work_dir,
     student_model,
+    teacher_model,
 )
 from pat_mmdet.utils.errors import clear_errors
 
@@ -61,11 +62,12 @@ def choose_model(cfg: Config, args: argparse.Namespace) -> str | None:
     if not is_distiller(cfg):
         raise ValueError(f"config {args.config!r} has no teacher; take one of configs/pat")
     checkpoint = args.checkpoint or cfg.model.teacher_checkpoint
-    if checkpoint is None and not cfg.model.teacher.get("pretrained"):
+    teacher = teacher_model(cfg.model.teacher, checkpoint)
+    if checkpoint is None and not teacher.get("pretrained"):
         raise ValueError(
             "model.teacher_checkpoint is None; give the teacher's checkpoint on the command line"
         )
-    cfg.model = cfg.model.teacher
+    cfg.model = teacher
     return checkpoint
 
 

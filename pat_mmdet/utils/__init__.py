@@ -9,6 +9,7 @@ from pat_mmdet.utils.config import (
     prepare_environment,
     set_work_dir,
     student_model,
+    teacher_model,
 )
 from pat_mmdet.utils.runs import RunDir, read_record, write_atomic, write_record
 
@@ -24,6 +25,7 @@ __all__ = [
     "read_record",
     "set_work_dir",
     "student_model",
+    "teacher_model",
     "write_atomic",
     "write_record",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -96,6 +97,41 @@ def is_distiller(cfg: Config) -> bool:
 def student_model(cfg: Config) -> ConfigDict:
     """The config of the student of a distiller, or of the model itself."""
     return cfg.model.student if is_distiller(cfg) else cfg.model
+
+
+def teacher_model(teacher: str | dict, checkpoint: str | None) -> ConfigDict:
+    """Return the model config of a distiller's teacher.
+
+    Args:
+        teacher (str | dict): ``model.teacher`` of a distiller: a model config, or the path of a
+            config file, whose ``model`` is taken. A relative path begins in the current folder,
+            else in the shipped configs (``'teachers/vit_s_cifar100.py'``).
+        checkpoint (str, optional): What all weights come from. With one, timm does not fetch its
+            pretrained ones.
+
+    Returns:
+        ConfigDict: A copy.
+
+    Raises:
+        FileNotFoundError: If there is no such config file.
+        ValueError: If the file has no ``model``.
+    """
+    if isinstance(teacher, str):
+        places = (Path(teacher), CONFIGS / teacher, CONFIGS.parent / teacher)
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(
+                f"model.teacher={teacher!r}: there is no such config file, neither in "
+                f"{os.getcwd()!r} nor in the shipped {str(CONFIGS)!r}; check the path"
+            )
+        teacher = Config.fromfile(path).get("model")
+        if teacher is None:
+            raise ValueError(f"model.teacher: the config {str(path)!r} has no model")
+    teacher = ConfigDict(deepcopy(teacher))
+    for node in _walk(teacher) if checkpoint is not None else ():
+        if node.get("pretrained") is True:
+            node.pretrained = False
+    return teacher
 
 
 def apply_method(cfg: Config, name: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from helpers.tools import ROOT
 from mmengine.registry import MODELS, init_default_scope
 
-from pat_mmdet.utils import is_distiller, load_config
+from pat_mmdet.utils import is_distiller, load_config, teacher_model
 
 CONFIGS = ROOT / "configs"
 DATA = ("cifar100", "imagenet", "cifar10")
@@ -78,7 +78,11 @@ def pair_name(teacher, student, data):
 
 def networks(cfg):
     """Configs of the networks that a config trains or learns from."""
-    return (cfg.model.student, cfg.model.teacher) if is_distiller(cfg) else (cfg.model,)
+    if not is_distiller(cfg):
+        return (cfg.model,)
+    # A teacher may be the path of a config file.
+    cfg.model.teacher = teacher_model(cfg.model.teacher, None)
+    return cfg.model.student, cfg.model.teacher
 
 
 def untrained(cfg):
@@ -100,7 +104,8 @@ def shrink(cfg, side=64):
         elif "img_size" in network.get("backbone", {}):
             network.backbone.img_size = side
     if is_distiller(cfg):
-        cfg.model.method.input_size = (side, side)
+        cfg.model.method.pop("input_size", None)
+        cfg.model.input_size = (side, side)
     return cfg
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pat_mmdet.cli.arguments import add_cfg_options
 from pat_mmdet.models.methods.base import Prompted
 from pat_mmdet.models.task_modules import Prompt
-from pat_mmdet.utils import is_distiller, load_config
+from pat_mmdet.utils import is_distiller, load_config, teacher_model
 
 # Objects of a COCO image, on average.
 _OBJECTS = 7
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         metavar=("HEIGHT", "WIDTH"),
-        help="of the images; the config's method.input_size by default",
+        help="of the images; the config's input_size by default",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add_cfg_options(parser)
@@ -63,25 +63,25 @@ class Parts:
         compile: bool = False,
         fast_teacher: bool = True,
     ) -> None:
-        cfg = load_config(args.config)
-        if not is_distiller(cfg):
-            raise ValueError(f"config {args.config!r} has no teacher; take one of configs/pat")
         options = {
             "model.teacher_checkpoint": None,
             "model.compile": compile,
             "model.fast_teacher": fast_teacher,
         }
-        size = args.size or cfg.model.method.input_size
-        if len(size) > 2:
-            raise ValueError(f"--size takes one or two numbers, not {len(size)}")
-        size = (size[0], size[-1])
-        if tuple(cfg.model.method.input_size) != size:
-            options["model.method.input_size"] = size
         for key, value in (args.cfg_options or {}).items():
             # KD, beside which a method is measured, does not know that one's arguments.
             if method == args.method or not key.startswith("model.method."):
                 options[key] = value
         cfg = load_config(args.config, options, method)
+        if not is_distiller(cfg):
+            raise ValueError(f"--method {method} has no teacher; take another one")
+        # Older configs have the size among the method's arguments.
+        size = cfg.model.method.pop("input_size", None) or cfg.model.input_size
+        size = args.size or size
+        if len(size) > 2:
+            raise ValueError(f"--size takes one or two numbers, not {len(size)}")
+        cfg.model.input_size = size = (size[0], size[-1])
+        cfg.model.teacher = teacher_model(cfg.model.teacher, None)
         _forget_weights(cfg.model)
         init_default_scope(cfg.default_scope)
         torch.manual_seed(0)

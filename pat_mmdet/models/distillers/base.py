@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
@@ -21,6 +21,7 @@ from pat_mmdet.models.task_modules import PrefixCache, Prompt
 from pat_mmdet.registry import build_method, method_class
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs
 from pat_mmdet.utils.checkpoint import load_weights
+from pat_mmdet.utils.config import teacher_model
 
 _METHOD = "distill."
 _STUDENT = "student."
@@ -54,12 +55,15 @@ class BaseDistiller(BaseModel):
 
     Args:
         student (dict): Config of the student.
-        teacher (dict): Config of the teacher.
-        method (dict): Config of the method: ``type``, its arguments, and ``input_size`` (height,
-            width) of the image on which shapes are found. Arguments that hold for one task only
-            may stand in a dict under the task's name.
+        teacher (dict | str): Config of the teacher, or the path of a config file with it as
+            ``model``, see :func:`pat_mmdet.utils.teacher_model`.
+        method (dict): Config of the method: ``type`` and its arguments. Arguments that hold for
+            one task only may stand in a dict under the task's name.
         teacher_checkpoint (str, optional): Path or URL of the teacher's weights. ``None``, which
-            must be written out, leaves the teacher to its own ``init_cfg``.
+            must be written out, leaves the teacher to its own ``init_cfg``; with one, no other
+            weights are fetched.
+        input_size (Sequence[int], optional): (height, width) of the image on which shapes are
+            found. Older configs give it among the arguments of the method.
         fast_teacher (bool): Whether layers of the teacher are computed in faster forms, which give
             the same to rounding: see :mod:`pat_mmdet.models.acceleration.fast_layers`.
         teacher_dtype (str, optional): ``'bfloat16'`` or ``'float16'`` for the passes of the teacher
@@ -83,15 +87,17 @@ class BaseDistiller(BaseModel):
     def __init__(
         self,
         student: dict,
-        teacher: dict,
+        teacher: dict | str,
         method: dict,
         teacher_checkpoint: str | None,
+        input_size: Sequence[int] | None = None,
         fast_teacher: bool = True,
         teacher_dtype: str | None = None,
         recompute_teacher: bool = False,
         compile: bool = False,
         data_preprocessor: dict | None = None,
     ) -> None:
+        teacher = teacher_model(teacher, teacher_checkpoint)
         if data_preprocessor is not None:
             student, teacher = (
                 {"data_preprocessor": deepcopy(data_preprocessor), **cfg}
@@ -102,12 +108,7 @@ class BaseDistiller(BaseModel):
         super().__init__(data_preprocessor=network.data_preprocessor)
         self.student = network
         method = task_settings(method, self.task)
-        input_size = method.pop("input_size", None)
-        if input_size is None:
-            raise ValueError(
-                "model.method.input_size is not set; give the (height, width) of the training "
-                "images, for example (800, 1216) for COCO"
-            )
+        input_size = _one_input_size(input_size, method.pop("input_size", None))
         # With the random state kept, a student begins with the same weights as when it is trained
         # alone with the same seed.
         with torch.random.fork_rng(devices=[]):
@@ -315,6 +316,25 @@ def task_settings(method: dict, task: str) -> dict:
     """Merges a method's arguments for one task into the others, which have priority."""
     common = {key: method[key] for key in method if key not in ("detection", "classification")}
     return {**method.get(task, {}), **common}
+
+
+def _one_input_size(size: Sequence[int] | None, of_method: Sequence[int] | None) -> Sequence[int]:
+    """Return the input size, given to the distiller or, in older configs, to the method.
+
+    Raises:
+        ValueError: If there is none, or there are two.
+    """
+    if size is None and of_method is None:
+        raise ValueError(
+            "model.input_size is not set; give the (height, width) of the training images, for "
+            "example (800, 1216) for COCO"
+        )
+    if size is not None and of_method is not None and tuple(size) != tuple(of_method):
+        raise ValueError(
+            f"model.input_size={tuple(size)} and model.method.input_size={tuple(of_method)} "
+            "differ; remove the second"
+        )
+    return of_method if size is None else size
 
 
 def _half(name: str | None) -> torch.dtype | None:

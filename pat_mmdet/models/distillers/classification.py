@@ -27,7 +27,7 @@ class ClassificationDistiller(BaseDistiller):
 
     Args:
         student (dict): Config of the student, an mmpretrain classifier.
-        teacher (dict): Config of the teacher, an mmpretrain classifier.
+        teacher (dict | str): Config of the teacher, an mmpretrain classifier, or its path.
         method (dict): Config of the method.
         teacher_checkpoint (str, optional): Path or URL of the teacher's weights.
         student_stages (Sequence[dict], optional): The student's stages, a dict with the fields of
@@ -44,7 +44,7 @@ class ClassificationDistiller(BaseDistiller):
     def __init__(
         self,
         student: dict,
-        teacher: dict,
+        teacher: dict | str,
         method: dict,
         teacher_checkpoint: str | None,
         student_stages: Sequence[dict] | None = None,
@@ -245,6 +245,6 @@ def _explain_input_size_error(role: str, image: Tensor) -> Iterator[None]:
     except (AssertionError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"the {role} does not take images of model.method.input_size="
-            f"{tuple(image.shape[2:])} ({reason}); change it, or img_size in the {role}'s config"
+            f"the {role} does not take images of model.input_size={tuple(image.shape[2:])} "
+            f"({reason}); change it, or img_size in the {role}'s config"
         ) from error

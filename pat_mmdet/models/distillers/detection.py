@@ -31,7 +31,7 @@ class DetectionDistiller(BaseDistiller):
 
     Args:
         student (dict): Config of the student, an MMDetection detector.
-        teacher (dict): Config of the teacher, an MMDetection detector.
+        teacher (dict | str): Config of the teacher, an MMDetection detector, or its path.
         method (dict): Config of the method.
         teacher_checkpoint (str, optional): Path or URL of the teacher's weights.
         teacher_stages (Sequence[dict], optional): Where prompts enter, a dict with the fields of
@@ -50,7 +50,7 @@ class DetectionDistiller(BaseDistiller):
     def __init__(
         self,
         student: dict,
-        teacher: dict,
+        teacher: dict | str,
         method: dict,
         teacher_checkpoint: str | None,
         teacher_stages: Sequence[dict] | None = None,

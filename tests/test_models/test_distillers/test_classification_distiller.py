@@ -507,20 +507,20 @@ WRONG = {
     ),
     "image size of timm's teacher": (
         dict(teacher=config("vit_small_patch16_224", img_size=96)),
-        r"the teacher does not take images of model.method.input_size=\(64, 64\) \(Input height "
+        r"the teacher does not take images of model.input_size=\(64, 64\) \(Input height "
         r"\(64\) doesn't match model \(96\).*img_size in the teacher's config",
     ),
     "image size of timm's student": (
         dict(student=config("deit_tiny_patch16_224", img_size=96)),
-        r"the student does not take images of model.method.input_size=\(64, 64\)",
+        r"the student does not take images of model.input_size=\(64, 64\)",
     ),
     "image size of mmpretrain's teacher": (
         dict(teacher="mm vit", method="FitNet", input_size=(96, 96)),
-        r"the teacher does not take images of model.method.input_size=\(96, 96\)",
+        r"the teacher does not take images of model.input_size=\(96, 96\)",
     ),
     "image size of mmpretrain's mixer": (
         dict(teacher="mm mixer", input_size=(96, 96)),
-        r"the teacher does not take images of model.method.input_size=\(96, 96\)",
+        r"the teacher does not take images of model.input_size=\(96, 96\)",
     ),
     "no head": (
         dict(student="resnet18", teacher=config("resnet50", num_classes=0), method="RKD"),
@@ -616,3 +616,19 @@ def test_angles_of_a_batch_of_imagenet_fit():
         sum(losses.values()).backward()
     assert rows**2 < largest.numel < rows**3 / 30
     assert losses["loss_rkd_angle"] > 0 and torch.isfinite(own.grad).all()
+
+
+def test_teacher_checkpoint_replaces_pretrained_weights(tmp_path, monkeypatch):
+    cfg = distiller(teacher="convnext_tiny")
+    torch.save(build(cfg, seed=1).teacher.state_dict(), tmp_path / "teacher.pth")
+
+    def download(*args, **kwargs):
+        raise AssertionError("no pretrained weights are needed")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", download)
+    cfg["teacher"]["pretrained"] = True
+    with pytest.raises(AssertionError, match="no pretrained"):
+        build(cfg)
+    cfg["teacher_checkpoint"] = str(tmp_path / "teacher.pth")
+    build(cfg)
+    assert cfg["teacher"]["pretrained"]

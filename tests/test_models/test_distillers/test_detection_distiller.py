@@ -4,6 +4,7 @@ import itertools
 import pytest
 import torch
 from helpers.detectors import batch, build, pair_config, train_step, trainable
+from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import load_state_dict
@@ -28,6 +29,11 @@ def teacher_state(model):
         name: value.clone()
         for name, value in itertools.chain(teacher.named_parameters(), teacher.named_buffers())
     }
+
+
+def assert_equal_states(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 def beta(model):
@@ -430,8 +436,75 @@ def test_stage_that_is_not_run_is_refused():
 def test_input_size_is_asked_for():
     cfg = pair_config()
     cfg.model.method.pop("input_size")
+    cfg.model.pop("input_size", None)
     with pytest.raises(ValueError, match="input_size is not set"):
         build(cfg)
+
+
+def test_input_size_of_distiller_or_method():
+    cfg = pair_config()
+    cfg.model.method.pop("input_size", None)
+    cfg.model.input_size = (64, 64)
+    kernels = [embed.kernel_size for embed in build(cfg).distill.raa.embeds]
+    cfg.model.method.input_size = cfg.model.pop("input_size")
+    assert [embed.kernel_size for embed in build(cfg).distill.raa.embeds] == kernels
+    cfg.model.input_size = (96, 64)
+    expected = r"model.input_size=\(96, 64\) and model.method.input_size=\(64, 64\) differ"
+    with pytest.raises(ValueError, match=expected):
+        build(cfg)
+
+
+@pytest.mark.parametrize("folder", ["", "configs/"])
+def test_teacher_by_path(folder, tmp_path, monkeypatch):
+    cfg = pair_config()
+    whole = build(cfg)
+    # Found among the shipped configs, from any folder.
+    monkeypatch.chdir(tmp_path)
+    cfg.model.teacher = f"{folder}teachers/faster-rcnn_swin-p_fpn_digits.py"
+    by_path = build(cfg)
+    assert_equal_states(whole.teacher.state_dict(), by_path.teacher.state_dict())
+    assert_equal_states(whole.state_dict(), by_path.state_dict())
+
+
+def test_teacher_by_path_of_own_config(tmp_path, monkeypatch):
+    cfg = pair_config()
+    teacher = copy.deepcopy(cfg.model.teacher)
+    teacher.neck.out_channels = 32
+    teacher.rpn_head.in_channels = teacher.roi_head.bbox_roi_extractor.out_channels = 32
+    teacher.roi_head.bbox_head.in_channels = 32
+    (tmp_path / "teachers").mkdir()
+    # A file in the current folder goes before a shipped one of the same name.
+    path = "teachers/faster-rcnn_swin-p_fpn_digits.py"
+    Config(dict(model=teacher)).dump(tmp_path / path)
+    monkeypatch.chdir(tmp_path)
+    cfg.model.teacher = path
+    model = build(cfg)
+    assert model.teacher.neck.fpn_convs[0].out_channels == 32
+
+
+def test_missing_teacher_config():
+    cfg = pair_config()
+    cfg.model.teacher = "teachers/swin_x.py"
+    with pytest.raises(FileNotFoundError, match=r"model.teacher='teachers/swin_x.py': there is no"):
+        build(cfg)
+
+
+def test_teacher_config_without_model():
+    cfg = pair_config()
+    cfg.model.teacher = "_base_/methods/kd.py"
+    with pytest.raises(ValueError, match="has no model"):
+        build(cfg)
+
+
+def test_teacher_checkpoint_replaces_init_cfg(tmp_path):
+    cfg = pair_config()
+    torch.save(build(cfg, seed=1).teacher.state_dict(), tmp_path / "teacher.pth")
+    cfg.model.teacher.backbone.init_cfg = dict(type="Pretrained", checkpoint="missing.pth")
+    with pytest.raises(FileNotFoundError):
+        build(cfg)
+    cfg.model.teacher_checkpoint = str(tmp_path / "teacher.pth")
+    weights = build(cfg).teacher.state_dict()
+    assert_equal_states(weights, torch.load(tmp_path / "teacher.pth"))
 
 
 def test_teacher_checkpoint_must_be_named():
