@@ -38,7 +38,7 @@ fi
 # What could make pip look or install elsewhere than in .venv.
 unset PYTHONPATH PYTHONHOME PIP_TARGET PIP_PREFIX PIP_ROOT
 export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-pip() { "$PY" -m pip "$@"; }
+pip() { "$PY" -m pip --quiet --quiet "$@"; } # errors only
 
 if "$PY" -m pip --version >/dev/null 2>&1; then PYTHON=$PY; fi
 version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version=missing
@@ -65,7 +65,7 @@ done
 # torch first, with its CUDA libraries; the other pins are constraints for what it needs.
 say "torch (with CUDA libraries; the first time 2 GB are downloaded)"
 grep -E '^(torch|torchvision)==' requirements.txt >.venv/torch.txt
-pip install --quiet -c requirements.txt -r .venv/torch.txt
+pip install -c requirements.txt -r .venv/torch.txt
 
 # The rest without dependencies, as OpenMMLab asks for opencv-python by name and opencv-python-headless
 # needs no libGL. mmcv and mmcv-lite are installed in one folder, so there is either.
@@ -73,8 +73,8 @@ if compiled; then MMCV=full; fi
 if [ "$MMCV" = full ]; then apart='^(torch|torchvision|mmcv-lite)=='; else apart='^(torch|torchvision)=='; fi
 say "the other packages of requirements.txt"
 grep -vE "$apart" requirements.txt >.venv/rest.txt
-pip install --quiet --no-deps -r .venv/rest.txt
-pip install --quiet --no-deps --no-build-isolation -e .
+pip install --no-deps -r .venv/rest.txt
+pip install --no-deps --no-build-isolation -e .
 
 # Programs that do not import pat_mmdet, as MMDetection's own tools, find mmcv's operators as well.
 cat >"$site/mmcv_ops.pth" <<END
@@ -83,14 +83,14 @@ END
 
 if [ "$MMCV" = full ] && ! { compiled && "$PY" -c 'import torch, mmcv._ext' 2>/dev/null; }; then
     say "mmcv $MMCV_VERSION: compiling its operators (5 to 20 minutes, with CUDA up to an hour)"
-    pip uninstall --quiet -y mmcv-lite mmcv
-    pip install --quiet ninja psutil
+    pip uninstall -y mmcv-lite mmcv
+    pip install ninja psutil
     # Without isolation, so that the build sees torch; not from a cache, which may be for another torch.
     PATH="$PWD/.venv/bin:$PATH" CFLAGS="${CFLAGS:-} -g0 -w" MMCV_WITH_OPS=1 pip install --no-deps \
         --no-build-isolation --no-cache-dir --no-binary mmcv "mmcv==$MMCV_VERSION" ||
         die "the build needs a C++ compiler, Python's headers and, with a GPU, torch's version of CUDA"
 fi
 
-pip check | grep -v 'requires opencv-python, which is not installed' | sed 's/^/[env] pip check: /' || true
+"$PY" -m pip check | grep -v 'requires opencv-python, which is not installed' | sed 's/^/[env] pip check: /' || true
 touch "$STAMP"
 say "ready: $("$PY" --version), in .venv"

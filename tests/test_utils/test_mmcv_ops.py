@@ -347,6 +347,11 @@ def build_detector(name):
     ).model
     cfg.backbone.update(depth=18, init_cfg=None)
     cfg.neck.in_channels = [64, 128, 256, 512]
+    if "roi_head" in cfg:
+        heads = cfg.roi_head.bbox_head
+        for head in heads if isinstance(heads, list) else [heads]:
+            head.fc_out_channels = 64
+    cfg.test_cfg.get("rcnn", cfg.test_cfg).score_thr = 0.0  # so that there is something to predict
     torch.manual_seed(0)
     detector = MODELS.build(cfg)
     detector.init_weights()
@@ -380,6 +385,7 @@ def test_detector_trains_and_predicts(name):
     predictions = detector.eval()(**data, mode="predict")
     assert len(predictions) == 2
     for sample in predictions:
+        assert len(sample.pred_instances) > 0
         assert torch.isfinite(sample.pred_instances.bboxes).all()
 
 
