@@ -52,8 +52,10 @@ def _register_all() -> None:
     """Imports what registers itself, if MMDetection is there to register with."""
     if not _installed("mmengine"):
         return
+    from .utils.mmcv_ops import provide_mmcv_ops
     from .utils.version_check import check_versions
 
+    provide_mmcv_ops()
     check_versions()
     obstacle = _obstacle()
     if obstacle:

@@ -4,6 +4,8 @@ import sys
 import pytest
 from helpers.tools import ROOT
 
+import pat_mmdet  # noqa: F401  before mmdet, which without it needs an mmcv with compiled operators
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
