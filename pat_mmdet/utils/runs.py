@@ -17,6 +17,7 @@ from typing import IO
 import torch
 from mmengine.config import Config
 
+from pat_mmdet.utils.io import write_atomic
 from pat_mmdet.utils.paths import ROOT
 
 
@@ -104,16 +105,6 @@ class RunDir:
 
     def _steps(self) -> list[dict]:
         return [entry for entry in self.scalars() if "loss" in entry and "time" in entry]
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Writes a text so that the file is either the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_record(folder: Path) -> dict:
