@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ class Source(NamedTuple):
     max_crop: int
 
 
-@lru_cache(maxsize=1)
+@cache
 def load_sources() -> dict[str, Source]:
     """Load scikit-learn's digits and photographs, divided into the two splits.
 
