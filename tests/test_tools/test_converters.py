@@ -567,7 +567,7 @@ WRONG_SWIN = {
     ),
     "projection": (
         lambda s: changed(s, patch_embed__proj__weight=None),
-        ["is not a Swin", "patch_embed.proj.bias"],
+        ["incomplete: patch_embed.proj.weight"],
     ),
     "incomplete": (
         lambda s: changed(s, layers__1__blocks__0__attn__qkv__weight=None),

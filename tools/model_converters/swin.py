@@ -103,10 +103,12 @@ def convert_backbone(source: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict
     for key, value in source.items():
         if match := re.fullmatch(BIAS_TABLE, key):
             tables.setdefault(int(match[1]), []).append(value)
-    if not tables or "patch_embed.proj.weight" not in source:
+    if not tables:
         raise wrong_source(
             source, "a Swin Transformer (version 1) in the official layout or timm's"
         )
+    if "patch_embed.proj.weight" not in source:
+        raise ValueError("the source is incomplete: patch_embed.proj.weight is missing")
     mlp = next((v for key, v in source.items() if key.endswith(".mlp.fc1.weight")), None)
     settings = dict(
         embed_dims=len(source["patch_embed.proj.weight"]),
