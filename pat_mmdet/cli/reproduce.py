@@ -1,8 +1,8 @@
-"""Trains the cells of a table of results, and collects what they came to.
+"""Train the cells of a table of results, and collect their results.
 
-A cell is PAIR/METHOD, as swin_t-res18/pat, and trains in WORK_DIR/TABLE/SETTINGS/CELL/seed_S. What
-is done is skipped and what was interrupted is resumed, so the same command can be given again at
-any time. Teachers are trained once, with seed 0, in WORK_DIR/TABLE/teacher/PAIR/seed_0.
+A cell is PAIR/METHOD, as swin_t-res18/pat, and trains in WORK_DIR/TABLE/SETTINGS/CELL/seed_S.
+Finished trainings are skipped and interrupted ones resumed, so the same command can be given again
+at any time. Teachers are trained once, with seed 0, in WORK_DIR/TABLE/teacher/PAIR/seed_0.
 
 Examples:
     python tools/reproduce.py --list --table coco
@@ -13,7 +13,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import shlex
 import shutil
@@ -36,12 +35,11 @@ from pat_mmdet.utils import RunDir, load_config, read_record, write_atomic, writ
 from pat_mmdet.utils.config import SETTINGS
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.paths import CONFIGS, TOOLS
-from pat_mmdet.utils.runs import cores, hardware, lock_folder, revision, versions
-from pat_mmdet.utils.tables import TABLES, Cell, Row, Table, find_table
+from pat_mmdet.utils.runs import hardware, lock_folder, num_cores, revision, versions
+from pat_mmdet.utils.tables import Cell, Table, find_table, load_tables
 
-# Options that a teacher, which is a plain detector, has no place for.
+# Options of a distiller, which a teacher's own training does not have.
 STUDENT_ONLY = ("model.student.", "model.method.", "model.teacher")
-LIBC = ctypes.CDLL(None)
 
 
 @dataclass
@@ -49,60 +47,55 @@ class Job:
     """A training of a table.
 
     Attributes:
-        title (str): Its name in messages.
-        cfg (Config): Its config, options applied.
-        training (RunDir): Its work dir and length.
-        command (list[str]): What runs it, or goes on with it.
+        title (str): Name in messages.
+        cfg (Config): Config, with options applied.
+        run (RunDir): Work dir and length.
+        command (list[str]): Command that starts or resumes it.
         record (dict): What decides its result, for ``run.json``.
-        teacher (RunDir, optional): A training that must be done before.
+        teacher (RunDir, optional): Training that has to be finished before.
         process (subprocess.Popen, optional): The training, once started.
-        lock (IO, optional): Held while it trains.
+        lock (IO, optional): Lock of the work dir, held while it trains.
     """
 
     title: str
     cfg: Config
-    training: RunDir
+    run: RunDir
     command: list[str]
     record: dict
     teacher: RunDir | None = None
     process: subprocess.Popen | None = None
     lock: IO | None = None
 
-    @property
-    def line(self) -> str:
-        """str: The command for people and shells."""
-        return shlex.join(self.command)
-
     def check_folder(self) -> None:
-        """Checks that the folder holds no training with other settings.
+        """Check that the work dir holds no training with other settings.
 
         Raises:
-            ValueError: If it does; the two must not be mixed.
+            ValueError: If it does.
         """
-        before = read_record(self.training.folder)
+        before = read_record(self.run.folder)
         for key, value in self.record.items():
             if before and before.get(key) != value:
                 raise ValueError(
-                    f"{self.training.folder} holds a training with {key} {before.get(key)}, not "
+                    f"{self.run.folder} holds a training with {key} {before.get(key)}, not "
                     f"{value}; give the same options or another --work-dir, or remove that folder"
                 )
 
     def start(self, args: argparse.Namespace) -> str | None:
-        """Starts the training; gives a reason instead when there is nothing to start."""
+        """Start the training; return the reason if there is nothing to start."""
+        folder = self.run.folder
         if self.teacher is not None and not self.teacher.is_finished():
             return "left out, its teacher is not done"
-        folder = self.training.folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.lock = lock_folder(folder)
-        if self.lock is None:
+        try:
+            self.lock = lock_folder(folder)
+        except BlockingIOError:
             return "skipped, another process is training it"
-        if self.training.is_finished():
+        if self.run.is_finished():
             self.lock.close()
             return "done already"
-        command = self.line
         note = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": command,
+            "command": shlex.join(self.command),
             "revision": revision(),
             "hardware": hardware(args.gpus, args.partition),
             "jobs": args.jobs,
@@ -114,45 +107,38 @@ class Job:
         environment = {"PORT": free_port(), "MASTER_PORT": free_port(), **os.environ}
         environment["PYTHON"] = sys.executable
         if args.jobs > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // args.jobs)))
-        program, *rest = shlex.split(command)
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // args.jobs)))
+        program = sys.executable if self.command[0] == "python" else self.command[0]
         output = open(folder / "output.log", "a") if args.jobs > 1 else None  # noqa: SIM115
         print(f"[reproduce] {self.title}: training, logs in {folder}", flush=True)
-        # A training on its own leaves the lock to this process: data loaders may outlive it.
-        inherited = [] if args.launcher == "none" else [self.lock.fileno()]
+        # The training inherits the lock: it holds even if this process is killed.
         self.process = subprocess.Popen(
-            [sys.executable if program == "python" else program, *rest],
-            env=environment, stdout=output, stderr=output, pass_fds=inherited,
-            start_new_session=True, preexec_fn=end_with_parent,
+            [program, *self.command[1:]], env=environment, stdout=output, stderr=output,
+            pass_fds=[self.lock.fileno()], start_new_session=True,
         )  # fmt: skip
         return None
 
     def kill(self, number: int) -> None:
-        """Sends a signal to the training and its data loaders."""
+        """Send a signal to the training and its data loaders."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
-    def failure(self) -> str | None:
-        """Notes how the training ended; gives what to tell if it is not done."""
-        folder, code = self.training.folder, self.process.returncode
-        self.kill(signal.SIGKILL)  # what a crash may have left of it
+    def finish(self) -> str | None:
+        """Record how the training ended; return a message if it failed."""
+        folder, code = self.run.folder, self.process.returncode
+        self.kill(signal.SIGKILL)  # data loaders may outlive a crash
         record = read_record(folder)
         record["starts"][-1]["exit_code"] = code
         write_record(folder, record)
         self.lock.close()
-        if code == 0 and self.training.is_finished():
+        if code == 0 and self.run.is_finished():
             return None
         logs = [*sorted(folder.glob("*/*.log")), *folder.glob("output.log")]
         return f"{self.title} (exit code {code}): see {logs[-1] if logs else 'the output above'}"
 
 
-def end_with_parent() -> None:
-    """Has the kernel end this process when its parent is killed."""
-    LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
 def free_port() -> str:
-    """A port where the processes of a training can meet."""
+    """Return a port on which the processes of a training can meet."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
@@ -160,7 +146,7 @@ def free_port() -> str:
 
 @cache
 def read_config(cell: Cell, settings: str, options: tuple[str, ...]) -> Config:
-    """Reads the config of a cell as tools/train.py does, with options of the command line."""
+    """Load the config of a cell as tools/train.py does, with options of the command line."""
     parser = argparse.ArgumentParser()
     add_cfg_options(parser)
     given = parser.parse_args(["--cfg-options", *options] if options else []).cfg_options
@@ -168,13 +154,13 @@ def read_config(cell: Cell, settings: str, options: tuple[str, ...]) -> Config:
     return load_config(path, given, *(() if cell.is_teacher else (cell.method, settings)))
 
 
-def folder_of(base: Path, cell: Cell, settings: str) -> Path:
-    """The folder of a cell, which has one for each seed."""
+def cell_folder(base: Path, cell: Cell, settings: str) -> Path:
+    """Return the folder of a cell, which has a work dir for each seed."""
     return base / "teacher" / cell.pair if cell.is_teacher else base / settings / cell.name
 
 
 def make_job(table: Table, cell: Cell, seed: int, args: argparse.Namespace) -> Job:
-    """Puts together what trains a cell.
+    """Build the training of a cell.
 
     Raises:
         FileNotFoundError: If its config does not exist.
@@ -186,12 +172,12 @@ def make_job(table: Table, cell: Cell, seed: int, args: argparse.Namespace) -> J
     elif args.teacher_checkpoint and cell.method != "none":
         given.insert(0, f"model.teacher_checkpoint={args.teacher_checkpoint}")
     cfg = read_config(cell, args.settings, tuple(given))
-    folder = folder_of(Path(args.work_dir, table.name), cell, args.settings) / f"seed_{seed}"
-    training = RunDir.from_config(folder, cfg)
+    folder = cell_folder(Path(args.work_dir, table.name), cell, args.settings) / f"seed_{seed}"
+    run = RunDir.from_config(folder, cfg)
 
     options, teacher = [f"randomness.seed={seed}"], None
-    if table.teacher_of(cell) and not args.teacher_checkpoint:
-        teacher = make_job(table, table.teacher_of(cell), 0, args).training
+    if cell.teacher and not args.teacher_checkpoint:
+        teacher = make_job(table, table.cells[cell.teacher], 0, args).run
         options.append(f"model.teacher_checkpoint={teacher.checkpoint}")
     if args.gpus > 1 and not any(key.startswith("train_dataloader.batch_size=") for key in given):
         batch = cfg.get("auto_scale_lr", {}).get("base_batch_size")
@@ -208,12 +194,13 @@ def make_job(table: Table, cell: Cell, seed: int, args: argparse.Namespace) -> J
     command = {
         "none": ["python", f"{tools}/train.py", config, "--work-dir"],
         "pytorch": ["bash", f"{tools}/dist_train.sh", config, str(args.gpus), "--work-dir"],
-        "slurm": ["env", f"GPUS={args.gpus}", "bash", f"{tools}/slurm_train.sh", args.partition,
-                  name, config],
+        "slurm": ["env", f"GPUS={args.gpus}", "bash", f"{tools}/slurm_train.sh",
+                  str(args.partition), name, config],
     }[args.launcher] + [str(folder)]  # fmt: skip
     if not cell.is_teacher:
         command += ["--method", cell.method]
         command += ["--settings", "published"] if args.settings == "published" else []
+    command += ["--resume", "--cfg-options", *options, *given]
     record = {
         "table": table.name,
         "cell": cell.name,
@@ -221,52 +208,33 @@ def make_job(table: Table, cell: Cell, seed: int, args: argparse.Namespace) -> J
         "settings": None if cell.is_teacher else args.settings,
         "seed": seed,
         "options": given,
-        "length": [training.steps, training.unit],
+        "length": [run.steps, run.unit],
     }
-    command += ["--resume", "--cfg-options", *options, *given]
-    return Job(f"{table.name} {cell.name} seed {seed}", cfg, training, command, record, teacher)
+    return Job(f"{table.name} {cell.name} seed {seed}", cfg, run, command, record, teacher)
 
 
 def plan(table: Table, args: argparse.Namespace) -> list[Job]:
-    """The trainings that are asked for; first, those of the teachers that they need."""
+    """Build the selected trainings, those of the teachers that they need first."""
     cells = table.select(args.cells)
-    needed = [] if args.teacher_checkpoint else [table.teacher_of(cell) for cell in cells]
-    teachers = [cell for cell in table.cells if cell.is_teacher and cell in [*cells, *needed]]
-    students = [cell for cell in cells if not cell.is_teacher]
+    needed = set() if args.teacher_checkpoint else {cell.teacher for cell in cells}
     return [
-        *(make_job(table, cell, 0, args) for cell in teachers),
-        *(
-            make_job(table, cell, seed, args)
-            for cell in students
-            for seed in sorted(set(args.seeds))
-        ),
+        make_job(table, cell, seed, args)
+        for cell in table.cells.values()
+        if cell in cells or cell.name in needed
+        for seed in ([0] if cell.is_teacher else sorted(set(args.seeds)))
     ]
 
 
-def check_machine(args: argparse.Namespace) -> None:
-    """Checks that this machine can launch the trainings.
-
-    Raises:
-        ValueError: If it cannot.
-    """
-    if args.launcher == "slurm" and shutil.which("srun") is None:
-        raise ValueError("--launcher slurm needs srun, which is not in PATH; use a login node")
-    found = torch.cuda.device_count()
-    if args.launcher == "pytorch" and 0 < found < args.gpus:
-        raise ValueError(f"--gpus {args.gpus}, but there are only {found} here")
-
-
 def check_data(table: Table, cfg: Config, work_dir: Path) -> None:
-    """Checks that the data of a table are there; makes those that can be generated.
+    """Check that the data of a table exist; generate them where that is possible.
 
     Raises:
-        FileNotFoundError: If they are not, and cannot be.
+        FileNotFoundError: If they do not exist and cannot be generated.
     """
     datasets = [cfg.train_dataloader.dataset, cfg.val_dataloader.dataset]
     files = [Path(item.get("data_root", ""), item.get("ann_file", "")) for item in datasets]
     work_dir.mkdir(parents=True, exist_ok=True)
-    # Two calls must not generate at once.
-    with lock_folder(work_dir, wait=True):
+    with lock_folder(work_dir, wait=True):  # two calls must not generate at once
         missing = [file for file in files if not file.exists()]
         if missing and not table.generator:
             raise FileNotFoundError(f"{missing[0]} does not exist; to get the data, {table.data}")
@@ -274,20 +242,20 @@ def check_data(table: Table, cfg: Config, work_dir: Path) -> None:
             tool, *flags = table.generator
             command = [sys.executable, str(TOOLS / tool), cfg.data_root, *flags]
             if subprocess.run(command, check=False).returncode:
-                sys.exit("[reproduce] the data could not be made, see above")
+                sys.exit("[reproduce] the data could not be generated, see above")
 
 
 def train(jobs: list[Job], args: argparse.Namespace) -> list[str]:
-    """Runs trainings, ``args.jobs`` at a time; gives a line for each that failed."""
+    """Run trainings, ``args.jobs`` at a time; return a message for each that failed."""
     waiting, running, failures = list(jobs), [], []
     try:
         while waiting or running:
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
-                failures += filter(None, [job.failure()])
+                failures += filter(None, [job.finish()])
             for job in list(waiting):
-                ahead = [other.training for other in (*waiting, *running)]
-                if len(running) < args.jobs and job.teacher not in ahead:
+                unfinished = [other.run for other in (*waiting, *running)]
+                if len(running) < args.jobs and job.teacher not in unfinished:
                     waiting.remove(job)
                     reason = job.start(args)
                     if reason is None:
@@ -297,7 +265,7 @@ def train(jobs: list[Job], args: argparse.Namespace) -> list[str]:
             time.sleep(0.2 if running else 0)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("[reproduce] stopped; give the same command again to go on", file=sys.stderr)
+        print("[reproduce] stopped; give the same command again to resume", file=sys.stderr)
         sys.exit(130)
     finally:
         for job in running:
@@ -310,43 +278,43 @@ def train(jobs: list[Job], args: argparse.Namespace) -> list[str]:
 
 
 def show_list(tables: list[Table], args: argparse.Namespace) -> None:
-    """Prints the cells of tables, what was published for each, and the commands."""
+    """Print the cells of tables with their published results and commands."""
     for table in tables:
-        cells = {cell.name: cell for cell in table.cells}
         print(f"# {table.name}: {table.title}")
         for job in plan(table, args):
-            numbers = cells[job.record["cell"]].published_text or "none"
-            print(f"\n{job.record['cell']}, seed {job.record['seed']}; published: {numbers}")
-            print(f"    {job.line}")
+            cell = table.cells[job.record["cell"]]
+            published = cell.published_text or "none"
+            print(f"\n{cell.name}, seed {job.record['seed']}; published: {published}")
+            print(f"    {shlex.join(job.command)}")
         print()
 
 
-def read_row(table: Table, cell: Cell, settings: str, folder: Path) -> Row:
-    """Reads all seeds of a cell."""
-    row = Row(cell, "" if cell.is_teacher else settings)
-    found = (path.name.partition("_")[2] for path in folder.glob("seed_*"))
-    for seed in sorted(int(name) for name in found if name.isdigit()):
-        record = read_record(folder / f"seed_{seed}")
-        if record:
-            training = RunDir(folder / f"seed_{seed}", *record["length"])
-        else:
-            # Trained by hand, with a command of the list.
-            training = RunDir.from_config(folder / f"seed_{seed}", read_config(cell, settings, ()))
-        row.add(seed, training, record, table.metrics[0].key)
-    return row
+def read_runs(folder: Path, cell: Cell, settings: str) -> dict[int, tuple[RunDir, dict]]:
+    """Return the work dirs of a cell with their ``run.json``, by seed."""
+    runs = {}
+    for path in folder.glob("seed_*"):
+        seed = path.name.partition("_")[2]
+        if seed.isdigit():
+            record = read_record(path)
+            # Without a record it was started by hand, with a command of --list.
+            runs[int(seed)] = (
+                RunDir(path, *record["length"])
+                if record
+                else RunDir.from_config(path, read_config(cell, settings, ())),
+                record,
+            )
+    return runs
 
 
 def collect(table: Table, work_dir: Path) -> None:
-    """Writes the table of what is done, as Markdown and CSV."""
+    """Write the results of the finished trainings, as Markdown and CSV."""
     base = work_dir / table.name
-    used = [name for name in SETTINGS if name == "equal" or (base / name).is_dir()]
-    rows = [
-        read_row(table, cell, settings, folder_of(base, cell, settings))
-        for settings in used
-        for cell in table.cells
-        if settings == "equal" or not cell.is_teacher
-    ]
-    work_dir.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for settings in [name for name in SETTINGS if name == "equal" or (base / name).is_dir()]:
+        for cell in table.cells.values():
+            if settings == "equal" or not cell.is_teacher:
+                runs = read_runs(cell_folder(base, cell, settings), cell, settings)
+                rows.append(table.row(cell, "" if cell.is_teacher else settings, runs))
     write_atomic(work_dir / f"{table.name}.csv", table.csv(rows))
     write_atomic(work_dir / f"{table.name}.md", table.markdown(rows))
     print(table.markdown(rows))
@@ -354,22 +322,17 @@ def collect(table: Table, work_dir: Path) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--list", action="store_true", help="show cells, published numbers and commands")
+    add("--list", action="store_true", help="show cells, published results and commands")
     add("--collect", action="store_true", help="write WORK_DIR/TABLE.md and .csv")
-    add("--table", help=f"one of: {', '.join(TABLES)}")
+    add("--table", help=f"one of: {', '.join(load_tables())}")
     add("--cells", nargs="+", default=["*"], metavar="PATTERN", help="as 'swin_t-res18/*' '*/pat'")
     add("--seeds", nargs="+", type=int, default=[0])
-    add(
-        "--settings",
-        choices=list(SETTINGS),
-        default="equal",
-        help="those of all, or of each method",
-    )
+    add("--settings", choices=list(SETTINGS), default="equal", help="equal, or as each published")
     add("--teacher-checkpoint", help="path or URL, in place of the teacher's cell or the config's")
     add("--launcher", choices=["none", "pytorch", "slurm"], default="none")
     add("--gpus", type=int, default=1, help="of each training; the effective batch stays the same")
@@ -381,10 +344,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Checks what argparse does not.
+    """Check the arguments, and that this machine can launch the trainings.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
+        FileNotFoundError: If the checkpoint does not exist.
         ValueError: If arguments are wrong or do not fit together.
     """
     for option in args.cfg_options:
@@ -402,38 +365,42 @@ def check_arguments(args: argparse.Namespace) -> None:
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"--teacher-checkpoint {checkpoint!r} does not exist")
     if args.table is None and not args.list:
-        raise ValueError(f"--table is needed; known tables: {', '.join(TABLES)}")
+        raise ValueError(f"--table is needed; known tables: {', '.join(load_tables())}")
+    if args.list or args.collect:
+        return
+    if args.launcher == "slurm" and shutil.which("srun") is None:
+        raise ValueError("--launcher slurm needs srun, which is not in PATH; use a login node")
+    if args.launcher == "pytorch" and 0 < torch.cuda.device_count() < args.gpus:
+        raise ValueError(f"--gpus {args.gpus}, but there are only {torch.cuda.device_count()} here")
 
 
 def interrupt(*_: object) -> None:
-    """Ends like Ctrl-C."""
+    """Handle a signal like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def main() -> None:
-    """Does what the command line says."""
+    """List, train or collect, as the command line says."""
     args = parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, interrupt)
     with clear_errors():
         check_arguments(args)
-        tables = [find_table(args.table)] if args.table else list(TABLES.values())
         if args.list:
-            show_list(tables, args)
+            show_list([find_table(args.table)] if args.table else [*load_tables().values()], args)
             return
-        table, work_dir = tables[0], Path(args.work_dir)
+        table, work_dir = find_table(args.table), Path(args.work_dir)
         if args.collect:
             collect(table, work_dir)
             return
-        check_machine(args)
         jobs = plan(table, args)
         for job in jobs:
             job.check_folder()
         check_data(table, jobs[0].cfg, work_dir)
         failures = train(jobs, args)
     if failures:
-        sys.exit("\n".join(["[reproduce] failed; give the command again to try again:", *failures]))
+        sys.exit("\n".join(["[reproduce] failed; give the command again to retry:", *failures]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from pat_mmdet.utils.config import (
     student_model,
     teacher_model,
 )
-from pat_mmdet.utils.runs import RunDir, read_record, write_atomic, write_record
+from pat_mmdet.utils.io import write_atomic
+from pat_mmdet.utils.runs import RunDir, read_record, write_record
 
 __all__ = [
     "RunDir",

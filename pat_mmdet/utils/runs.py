@@ -1,4 +1,4 @@
-"""What a training has left in its work dir, and what is noted there of how it was run."""
+"""Read logs and metadata of a training run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from typing import IO
 import torch
 from mmengine.config import Config
 
+from pat_mmdet.utils.io import write_atomic
 from pat_mmdet.utils.paths import ROOT
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """A training and what its work dir tells about it; the folder need not exist yet.
+    """Work dir of a training, which need not exist yet.
 
     Attributes:
         folder (Path): The work dir.
@@ -36,7 +37,11 @@ class RunDir:
 
     @classmethod
     def from_config(cls, folder: Path, cfg: Config) -> RunDir:
-        """The training of a config, whose length is that of the config.
+        """Create the run of a config, which decides its length.
+
+        Args:
+            folder (Path): The work dir.
+            cfg (Config): Config of the training.
 
         Raises:
             ValueError: If the config does not say how long to train.
@@ -56,14 +61,14 @@ class RunDir:
 
     @property
     def unit_name(self) -> str:
-        """str: What the steps are, for people."""
+        """str: ``'iterations'`` or ``'epochs'``."""
         return "iterations" if self.unit == "iter" else "epochs"
 
     def scalars(self) -> list[dict]:
-        """All logged values, by step; a resumed training has several log files.
+        """Return all logged values, by step.
 
-        The later file counts where two have the same step. Lines that were cut by a kill are left
-        out.
+        A resumed training has several log files; the later file counts where two have the same
+        step. Lines that were cut by a kill are left out.
         """
         by_step: dict[tuple, dict] = {}
         for file in sorted(self.folder.glob("*/vis_data/scalars.json")):
@@ -76,108 +81,104 @@ class RunDir:
         return [by_step[key] for key in sorted(by_step)]
 
     def metrics(self) -> dict | None:
-        """The evaluation after the last step, if there is one."""
+        """Return the evaluation after the last step; None if there is none."""
         for entry in self.scalars():
             if entry["step"] == self.steps and "loss" not in entry:
                 return entry
         return None
 
     def is_finished(self) -> bool:
-        """Tells whether the last checkpoint is there and was evaluated."""
+        """Return whether the last checkpoint exists and was evaluated."""
         return self.checkpoint.is_file() and self.metrics() is not None
 
     def progress(self) -> int:
-        """The last step in the logs."""
-        unit = "step" if self.unit == "iter" else "epoch"
-        return max((entry.get(unit, 0) for entry in self._steps()), default=0)
+        """Return the last logged step."""
+        key = "step" if self.unit == "iter" else "epoch"
+        return max((entry.get(key, 0) for entry in self._train_steps()), default=0)
 
     def train_time(self) -> float:
-        """Seconds of all training steps, data loading included; NaN without a log.
+        """Return the seconds of all training steps with data loading; NaN without a log.
 
-        Logged are means over some steps, so this is their mean times the number of steps.
+        The log has means over some steps, so this is their mean times the number of steps.
         """
-        logged = self._steps()
+        logged = self._train_steps()
         if not logged:
             return math.nan
-        count = self.steps if self.unit == "iter" else logged[-1]["step"]
-        return sum(entry["time"] for entry in logged) / len(logged) * count
+        iterations = self.steps if self.unit == "iter" else logged[-1]["step"]
+        return sum(entry["time"] for entry in logged) / len(logged) * iterations
 
-    def _steps(self) -> list[dict]:
+    def _train_steps(self) -> list[dict]:
         return [entry for entry in self.scalars() if "loss" in entry and "time" in entry]
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Writes a text so that the file is either the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def read_record(folder: Path) -> dict:
-    """Reads ``run.json``, what is known of how a training was run; empty where there is none."""
+    """Read ``run.json``, which says how a training was run; empty if there is none."""
     file = folder / "run.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def write_record(folder: Path, record: dict) -> None:
-    """Writes ``run.json``."""
+    """Write ``run.json``."""
     write_atomic(folder / "run.json", json.dumps(record, indent=2) + "\n")
 
 
-def lock_folder(folder: Path, wait: bool = False) -> IO | None:
-    """Locks a folder until the file is closed, here and in every process that inherits it.
+def lock_folder(folder: Path, wait: bool = False) -> IO:
+    """Lock a folder until the returned file is closed in all processes that inherited it.
 
     Args:
         folder (Path): An existing folder.
-        wait (bool): Whether to wait for another process's lock.
+        wait (bool): Whether to wait until another process releases it.
 
     Returns:
-        IO, optional: The lock; None if another process has it.
+        IO: The lock.
+
+    Raises:
+        BlockingIOError: If another process holds it.
     """
     lock = open(folder / ".lock", "w")  # noqa: SIM115
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         lock.close()
-        return None
+        raise
     except OSError:
-        # Some file systems of clusters have no locks; there it goes without.
-        pass
+        pass  # some file systems of clusters have no locks
     return lock
 
 
 def revision() -> str:
-    """The project's git revision, with '+' if files differ from it, or 'unknown'."""
-    git = ["git", "--no-optional-locks", "-C", str(ROOT)]
+    """Return the project's git revision, with '+' if tracked files differ from it, or 'unknown'."""
+    command = ["git", "-C", str(ROOT), "--no-optional-locks", "describe"]
+    options = ["--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
-        commit, changes = (
-            subprocess.run([*git, *args], capture_output=True, text=True, check=True).stdout.strip()
-            for args in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain"))
-        )
+        return subprocess.check_output(
+            [*command, *options], text=True, stderr=subprocess.DEVNULL
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit + ("+" if changes else "")
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the libraries that a result depends on."""
+    """Return the installed versions of the libraries that a result depends on."""
     return {name: str(import_module(name).__version__) for name in ("torch", "mmcv", "mmdet")}
 
 
-def cores() -> int:
-    """Number of CPU cores that this process may use."""
+def num_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def hardware(gpus: int, partition: str | None = None) -> str:
-    """What trainings run on: GPUs, of a Slurm partition or of this machine, or else CPU cores."""
+    """Describe what trainings run on.
+
+    Args:
+        gpus (int): GPUs of a training.
+        partition (str, optional): Partition of Slurm; without it, this machine is meant.
+    """
     if partition is not None:
         return f"Slurm partition {partition}, {gpus} GPUs"
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name(0)} x {gpus}"
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", info.read_text()) if info.is_file() else None
-    return f"{found.group(1) if found else platform.machine()} x {cores()} cores"
+    return f"{found.group(1) if found else platform.machine()} x {num_cores()} cores"

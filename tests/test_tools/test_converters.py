@@ -36,11 +36,11 @@ def converter(monkeypatch):
 
     def run(name, *args):
         # Where Python looks first when it runs a script.
-        monkeypatch.syspath_prepend(str(ROOT / "tools/converters"))
+        monkeypatch.syspath_prepend(str(ROOT / "tools/model_converters"))
         monkeypatch.setattr("sys.argv", [name, *map(str, args)])
         MMLogger.get_current_instance()  # keeps the output there is when it is made
         with redirect_stdout(StringIO()) as out:
-            runpy.run_path(str(ROOT / "tools/converters" / name), run_name="__main__")
+            runpy.run_path(str(ROOT / "tools/model_converters" / name), run_name="__main__")
         return out.getvalue()
 
     return run
@@ -532,9 +532,15 @@ def changed(state, **changes):
 
 
 WRONG_SWIN = {
-    "resnet": (named("conv1.weight", "layer1.0.conv1.weight"), ["a ResNet", "torchvision://"]),
-    "vit": (named("cls_token", "blocks.0.attn.qkv.weight"), ["is a ViT"]),
-    "swinv2": (named(f"{BLOCK}logit_scale", f"{BLOCK}qkv.weight"), ["Swin Transformer V2"]),
+    "resnet": (
+        named("conv1.weight", "layer1.0.conv1.weight"),
+        ["is not a Swin", "conv1.weight, layer1"],
+    ),
+    "vit": (named("cls_token", "blocks.0.attn.qkv.weight"), ["is not a Swin", "cls_token"]),
+    "swinv2": (
+        named(f"{BLOCK}logit_scale", f"{BLOCK}qkv.weight"),
+        ["is not a Swin Transformer (version 1)", "logit_scale"],
+    ),
     "mmdet backbone": (
         named("backbone.stages.0.blocks.0.attn.w_msa.qkv.weight"),
         ["a network of MMDetection", "load it directly", "convert_weights=False"],
@@ -548,13 +554,21 @@ WRONG_SWIN = {
         ["a detectron2 network", "detectron2_faster_rcnn.py"],
     ),
     "fork": (named(f"backbone.{BLOCK}qkv.weight", "neck.lateral_convs.0.weight"), ["authors' own"]),
-    "torchvision": (named("features.0.0.weight", "features.1.0.attn.qkv.bias"), ["torchvision's"]),
-    "mobilenet": (named("features.0.0.weight"), ["a MobileNetV2", "mobilenet_v2.py"]),
+    "torchvision": (
+        named("features.0.0.weight", "features.1.0.attn.qkv.bias"),
+        ["is not a Swin", "features.0.0.weight"],
+    ),
     "unknown": (named("foo.weight", "bar.weight"), ["is not a Swin", "foo.weight, bar.weight"]),
     "no tensors": ({"epoch": 3}, ["its tensors are none"]),
     "foreign": (FOREIGN, ["is refused", "c['model']"]),
-    "position": (lambda s: changed(s, absolute_pos_embed=torch.zeros(1)), ["APE"]),
-    "projection": (lambda s: changed(s, patch_embed__proj__weight=None), ["patch_embed.proj"]),
+    "position": (
+        lambda s: changed(s, absolute_pos_embed=torch.zeros(1)),
+        ["1 unknown (backbone.absolute_pos_embed)"],
+    ),
+    "projection": (
+        lambda s: changed(s, patch_embed__proj__weight=None),
+        ["incomplete: patch_embed.proj.weight"],
+    ),
     "incomplete": (
         lambda s: changed(s, layers__1__blocks__0__attn__qkv__weight=None),
         ["1 tensors are missing (backbone.stages.1.blocks.0.attn.w_msa.qkv.weight)"],
@@ -569,13 +583,13 @@ WRONG_SWIN = {
         lambda s: changed(
             s, layers__3__blocks__1__attn__relative_position_bias_table=torch.zeros(9, 8)
         ),
-        ["[49, 49, 49, 49, 49, 49, 49, 9] rows", "windows"],
+        ["relative_position_bias_table (9, 8) instead of (49, 8)"],
     ),
     "oblong": (
         lambda s: {
             k: v[:45] if k.endswith("bias_table") else v for k, v in s.items()
         },
-        ["windows are not all square"],
+        ["relative_position_bias_table (45, 1) instead of (25, 1)"],
     ),
 }  # fmt: skip
 
@@ -603,39 +617,48 @@ WRONG_DETECTOR = {
         ["a network of MMDetection", "load it directly"],
     ),
     "imagenet": (named(f"{BLOCK}relative_position_bias_table"), ["model_converters/swin.py"]),
-    "unknown": (named("foo.weight"), ["is not a detectron2 network", "foo.weight"]),
-    "resnet": (named("backbone.bottom_up.res2.0.conv1.weight"), ["a ResNet backbone"]),
-    "c4": (named("backbone.res4.0.conv1.weight", "roi_heads.res5.0.conv1.weight"), ["a ResNet"]),
+    "unknown": (named("foo.weight"), ["is not a detectron2 Faster R-CNN", "foo.weight"]),
+    "resnet": (
+        named("backbone.bottom_up.res2.0.conv1.weight"),
+        ["is not a detectron2 Faster R-CNN with a Swin"],
+    ),
+    "c4": (
+        named("backbone.res4.0.conv1.weight", "roi_heads.res5.0.conv1.weight"),
+        ["with a Swin FPN"],
+    ),
     "retinanet": (
         named("backbone.bottom_up.patch_embed.proj.weight", "head.cls_score.weight"),
-        ["the head of a RetinaNet"],
+        ["is not a detectron2 Faster R-CNN"],
     ),
     "foreign": (FOREIGN, ["is refused", "c['model']"]),
     "mask": (
         lambda s: changed(s, roi_heads__mask_head__deconv__weight=torch.zeros(1)),
-        ["a mask head", "--drop-mask-head"],
+        ["roi_heads.mask_head.deconv.weight", "--drop-mask-head"],
     ),
     "keypoints": (
         lambda s: changed(s, roi_heads__keypoint_head__conv_fcn1__weight=torch.zeros(1)),
-        ["keypoint"],
+        ["1 unknown (roi_heads.keypoint_head.conv_fcn1.weight)"],
     ),
     "cascade": (
         lambda s: changed(s, roi_heads__box_head__0__fc1__weight=torch.zeros(1)),
-        ["Cascade R-CNN"],
+        ["1 unknown (roi_heads.box_head.0.fc1.weight)"],
     ),
     "rpn": (
         lambda s: changed(s, proposal_generator__rpn_head__conv__conv1__weight=torch.zeros(1)),
-        ["RPN head of several"],
+        ["1 unknown (proposal_generator.rpn_head.conv.conv1.weight)"],
     ),
     "box convolutions": (
         lambda s: changed(s, roi_heads__box_head__conv1__weight=torch.zeros(1)),
-        ["box head with convolutions"],
+        ["1 unknown (roi_heads.box_head.conv1.weight)"],
     ),
     "norms": (
         lambda s: changed(s, backbone__fpn_output2__norm__weight=torch.zeros(1)),
-        ["norms in the FPN"],
+        ["1 unknown (backbone.fpn_output2.norm.weight)"],
     ),
-    "unknown part": (lambda s: changed(s, sem_seg__bias=torch.zeros(1)), ["sem_seg.bias"]),
+    "unknown part": (
+        lambda s: changed(s, sem_seg__bias=torch.zeros(1)),
+        ["1 unknown (sem_seg.bias)"],
+    ),
     "missing": (
         lambda s: changed(s, backbone__fpn_output3__bias=None, roi_heads__box_head__fc1__bias=None),
         ["2 tensors", "(backbone.fpn_output3.bias, roi_heads.box_head.fc1.bias)"],
@@ -648,7 +671,7 @@ WRONG_DETECTOR = {
         lambda s: {
             k.replace("attn.relative", "foo."): v for k, v in s.items() if "anchor" not in k
         },
-        ["is not whole"],
+        ["is not a Swin Transformer"],
     ),
     "anchors": (
         lambda s: changed(
@@ -681,11 +704,15 @@ def test_detector_refuses(kind, detector_state, converter, tmp_path):
 def test_detector_refuses_a_pickle_and_says_what_to_do(converter):
     with pytest.raises(SystemExit) as error:
         converter("detectron2_faster_rcnn.py", "model_final.pkl", "out.pth")
-    assert_one_clear_error(error, ["'model_final.pkl' is a pickle", "pickle.load", "torch.save"])
+    assert_one_clear_error(
+        error, ["'model_final.pkl' is a pickle", "pickle.load(file", "torch.save"]
+    )
 
 
 def test_wrong_source_is_one_line_of_a_program_that_ends_with_1(tmp_path):
     torch.save(named("layer1.0.conv1.weight"), tmp_path / "in.pth")
     out = run_tool("model_converters/swin.py", tmp_path / "in.pth", tmp_path / "out.pth", code=1)
-    errors = [line for line in out.splitlines() if line.startswith("error: the source is a ResNet")]
+    errors = [
+        line for line in out.splitlines() if line.startswith("error: the source is not a Swin")
+    ]
     assert len(errors) == 1 and "Traceback" not in out

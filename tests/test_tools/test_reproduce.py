@@ -13,13 +13,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from helpers.runs import evaluation, log, step
 from helpers.tools import ROOT
 
 from pat_mmdet.utils import RunDir, load_config, read_record, write_record
 from pat_mmdet.utils.runs import lock_folder
-from pat_mmdet.utils.tables import TABLES, find_table
+from pat_mmdet.utils.tables import find_table, load_tables
 
 PAIR = "swin_p-res18"
 TOOL = str(ROOT / "tools/reproduce.py")
@@ -58,40 +60,44 @@ def wait_for(condition, process):
     assert condition(), process.poll()
 
 
-def test_published_numbers():
-    coco = {cell.name: cell.published for cell in TABLES["coco"].cells}
-    assert coco["swin_t/teacher"] == (45.14, 67.09, 49.25)
-    assert coco["swin_t-res18/pat"] == (35.62, 56.67, 38.04)
-    assert coco["swin_t-res18/dkd"] == (29.96, 51.17, 31.36)
-    assert coco["swin_t-mbv2/none"] == (29.47, 48.87, 30.90)
-    assert coco["swin_t-mbv2/fitnet"] == (32.48, 52.62, 34.67)
-    assert sum(bool(numbers) for numbers in coco.values()) == 13
-    assert not any(cell.published for name in ("digits", "bccd") for cell in TABLES[name].cells)
+@pytest.mark.parametrize("name", load_tables())
+def test_rows_of_tables_yml_are_complete_and_consistent(name):
+    entry = yaml.safe_load((ROOT / "configs/tables.yml").read_text())[name]
+    table, columns = load_tables()[name], entry.get("columns", [])
+    width = len(table.metrics) if entry["task"] == "detection" else 1
+    alone = {}
+    for pair, numbers in entry["pairs"].items():
+        assert len(numbers) == len(columns)
+        for column, value in zip(columns, numbers):
+            values = [] if value is None else np.atleast_1d(value).tolist()
+            assert len(values) in (0, width) and all(0 < v < 100 for v in values)
+            teacher, student = pair.split("-")
+            cell = {"teacher": f"{teacher}/teacher"}.get(column, f"{pair}/{column}")
+            if column == "none" and entry.get("share_student"):
+                cell = f"{student}/none"
+            if cell in table.cells:
+                assert table.cells[cell].published == tuple(values)
+            if column in ("teacher", "none"):  # the same network in all its rows
+                assert alone.setdefault((column, pair.split("-")[column == "none"]), value) == value
 
 
-def test_published_numbers_of_classification():
-    cifar, imagenet = (
-        {cell.name: cell.published for cell in TABLES[name].cells}
-        for name in ("cifar100", "imagenet")
-    )
+def test_cells_of_the_paper_are_there():
+    tables = load_tables()
+    assert tables["coco"].cells["swin_t-res18/pat"].published_text == "35.62 / 56.67 / 38.04"
     # 4 teachers, 5 students alone, 12 pairs with 9 methods; 5 students, 15 pairs.
-    assert len(cifar) == 4 + 5 + 12 * 9 and all(cifar.values())
-    assert len(imagenet) == 5 + 15 * 9
-    assert cifar["mixer_b16/teacher"] == (87.29,) and cifar["deit_t/none"] == (68.00,)
-    assert cifar["convnext_t-resmlp_s12/pat"] == (83.50,)
-    assert cifar["swin_t-resmlp_s12/dist"] == (11.05,)
-    assert imagenet["mixer_b16-swin_n/ofa"] == (76.63,) and imagenet["swin_n/none"] == (75.53,)
-    assert sum(bool(imagenet[name]) for name in imagenet if name.endswith("/pat")) == 4
+    assert len(tables["cifar100"].cells) == 4 + 5 + 12 * 9
+    assert len(tables["imagenet"].cells) == 5 + 15 * 9
+    assert tables["cifar100"].cells["deit_t/none"].config == "pat/convnext_t-deit_t_cifar100.py"
+    assert tables["cifar100"].cells["swin_t-res18/pat"].teacher is None
+    assert tables["cifar10"].cells["tinyvit_mini-res18_mini/kd"].teacher == "tinyvit_mini/teacher"
 
 
 def test_every_method_of_a_detector_is_in_every_table():
     known = {path.stem for path in (ROOT / "configs/_base_/methods").glob("*.py")} - {"crd"}
     for name in ("coco", "digits", "bccd"):
-        cells = TABLES[name].cells
+        cells = load_tables()[name].cells.values()
         for pair in {cell.pair for cell in cells if not cell.is_teacher}:
             assert {cell.method for cell in cells if cell.pair == pair} == known
-    for table in TABLES.values():
-        assert len({cell.name for cell in table.cells}) == len(table.cells)
 
 
 PUBLISHED = ["--table", "coco", "--settings", "published", "--cells", "*/ofa", "*/pat"]
@@ -103,9 +109,10 @@ def test_listed_commands_are_accepted_and_have_a_config(flags, reproduce, monkey
     assert code is None
     parse = vars(importlib.import_module("pat_mmdet.cli.train"))["parse_args"]
     commands = [shlex.split(line) for line in output.splitlines() if line.startswith("    ")]
-    cells = [(table.name, cell) for table in TABLES.values() for cell in table.cells]
+    tables = load_tables()
+    cells = [(name, cell) for name in tables for cell in tables[name].cells.values()]
     if flags:
-        cells = [("coco", cell) for cell in TABLES["coco"].select(["*/ofa", "*/pat"])]
+        cells = [("coco", cell) for cell in tables["coco"].select(["*/ofa", "*/pat"])]
     assert len(commands) == len(cells)
     teacher = None
     # Of the large tables, which have one form, some are enough.
@@ -147,14 +154,13 @@ def test_cells_are_trained_killed_resumed_and_skipped(digits, tmp_path, reproduc
     student = tmp_path / "digits/equal" / PAIR / "pat/seed_0"
     process = subprocess.Popen([sys.executable, TOOL, *map(str, command)])
     wait_for((teacher / "last_checkpoint").exists, process)
-    assert lock_folder(teacher) is None
-    process.kill()
+    with pytest.raises(BlockingIOError):
+        lock_folder(teacher)
+    process.terminate()
     process.wait()
-    time.sleep(0.5)
-    size = (teacher / "output.log").stat().st_size
-    time.sleep(1.5)
-    assert (teacher / "output.log").stat().st_size == size, "the training ends with its parent"
-    assert not (teacher / "iter_8.pth").exists() and not student.exists()
+    lock_folder(teacher).close()
+    assert not student.exists()
+    first = {path.name: path.stat().st_mtime_ns for path in teacher.glob("*.pth")}
 
     output, code = reproduce(*command)
     assert code is None, output
@@ -162,7 +168,7 @@ def test_cells_are_trained_killed_resumed_and_skipped(digits, tmp_path, reproduc
         assert RunDir(folder, 8).is_finished() and (folder / "output.log").stat().st_size > 1000
     record = read_record(teacher)
     assert [start["exit_code"] for start in record["starts"]] == [None, 0]
-    assert len(list(teacher.glob("*/vis_data/scalars.json"))) == 2
+    assert all((teacher / name).stat().st_mtime_ns == time for name, time in first.items())
     record = read_record(student)
     assert record["options"] == options and record["length"] == [8, "iter"]
     assert record["cell"] == f"{PAIR}/pat" and record["starts"][0]["hardware"]
@@ -178,6 +184,7 @@ def test_cells_are_trained_killed_resumed_and_skipped(digits, tmp_path, reproduc
 
 
 SRUN = """#!/bin/sh
+echo $$ > "$(dirname "$0")/pid"
 echo "$@" >> "$(dirname "$0")/calls"
 case "$*" in *wait*) exec sleep 600;; esac
 exit 3
@@ -217,10 +224,10 @@ def test_data_are_made_and_a_teacher_that_fails_is_waited_for(
     slurm, tmp_path, reproduce, monkeypatch
 ):
     small = replace(
-        TABLES["digits"],
+        find_table("digits"),
         generator=("dataset_converters/make_digits.py", "--train", "3", "--val", "2"),
     )
-    monkeypatch.setitem(TABLES, "digits", small)
+    monkeypatch.setitem(load_tables(), "digits", small)
     place = slurm.index("--teacher-checkpoint")
     flags = [*slurm[:place], "--jobs", "2", "--cfg-options", f"data_root={tmp_path}/made/"]
     output, code = reproduce("--cells", "*/kd", "*/none", *flags)
@@ -242,9 +249,19 @@ def test_interrupt_stops_the_trainings(slurm, tmp_path):
     wait_for((tmp_path / "bin/calls").exists, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=90)
-    assert process.returncode == 130 and "give the same command again to go on" in output
+    assert process.returncode == 130 and "give the same command again to resume" in output
     folder = tmp_path / "work/digits/equal" / PAIR / "none/seed_0"
     assert read_record(folder)["starts"][0]["exit_code"] is None
+
+
+def test_a_training_outlives_a_kill_and_keeps_its_lock(slurm, tmp_path, reproduce):
+    flags = ["--cells", "*/none", *slurm, "wait=1"]
+    process = subprocess.Popen([sys.executable, TOOL, *flags], stdout=subprocess.DEVNULL)
+    wait_for((tmp_path / "bin/calls").exists, process)
+    process.kill()
+    process.wait()
+    assert "another process is training it" in reproduce(*flags)[0]
+    os.killpg(os.getpgid(int((tmp_path / "bin/pid").read_text())), signal.SIGKILL)
 
 
 def trained(folder, steps, value, seconds=0.5, **start):

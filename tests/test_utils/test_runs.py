@@ -8,7 +8,7 @@ from helpers.tools import ROOT
 from mmengine.config import Config
 
 from pat_mmdet.utils import RunDir, load_config, read_record, write_record
-from pat_mmdet.utils.runs import cores, hardware, lock_folder, revision, versions
+from pat_mmdet.utils.runs import hardware, lock_folder, num_cores, revision, versions
 
 
 def test_nothing_there(tmp_path):
@@ -56,9 +56,8 @@ def test_length_is_that_of_the_config_with_options():
 
 
 def test_a_folder_is_locked_once(tmp_path):
-    lock = lock_folder(tmp_path)
-    assert lock is not None and lock_folder(tmp_path) is None
-    lock.close()
+    with lock_folder(tmp_path), pytest.raises(BlockingIOError):
+        lock_folder(tmp_path)
     lock_folder(tmp_path).close()
 
 
@@ -66,7 +65,7 @@ def test_record_and_what_it_notes(tmp_path, monkeypatch):
     write_record(tmp_path, {"seed": 1})
     assert read_record(tmp_path) == {"seed": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
-    assert set(versions()) == {"torch", "mmcv", "mmdet"} and cores() >= 1
+    assert set(versions()) == {"torch", "mmcv", "mmdet"} and num_cores() >= 1
     assert hardware(1) and hardware(8, "big") == "Slurm partition big, 8 GPUs"
     monkeypatch.setenv("PATH", "")
     assert revision() == "unknown"

@@ -23,8 +23,9 @@ from mmengine.utils.dl_utils import set_multi_processing
 
 from pat_mmdet.cli.arguments import add_cfg_options
 from pat_mmdet.engine.runner import training_dataloader
-from pat_mmdet.utils import load_config, write_atomic
+from pat_mmdet.utils import load_config
 from pat_mmdet.utils.errors import clear_errors
+from pat_mmdet.utils.io import write_atomic
 
 
 def parse_args() -> argparse.Namespace:

@@ -26,7 +26,7 @@ from parts import Parts, add_arguments
 
 from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
 from pat_mmdet.utils.errors import clear_errors
-from pat_mmdet.utils.runs import write_atomic
+from pat_mmdet.utils.io import write_atomic
 
 
 def parse_args() -> argparse.Namespace:

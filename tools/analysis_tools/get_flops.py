@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pat_mmdet.models.methods import crd
 from pat_mmdet.utils.errors import clear_errors
-from pat_mmdet.utils.runs import write_atomic
+from pat_mmdet.utils.io import write_atomic
 
 
 def parse_args() -> argparse.Namespace:

@@ -11,13 +11,13 @@ already in its full size is left alone.
 from __future__ import annotations
 
 import argparse
-import os
 import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from pat_mmdet.utils.errors import clear_errors
+from pat_mmdet.utils.io import write_atomic
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -100,10 +100,7 @@ def unpack(path: Path, out: Path) -> tuple[Counter[str], int]:
                     continue
                 content = archive.read(info)
                 try:
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-                    partial.write_bytes(content)
-                    os.replace(partial, file)
+                    write_atomic(file, content)
                 except OSError as error:
                     raise ValueError(f"cannot write to {str(out)!r} ({error}); see --out") from None
                 written += 1

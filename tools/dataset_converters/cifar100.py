@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from pat_mmdet.utils.errors import clear_errors
+from pat_mmdet.utils.io import write_atomic
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 FOLDER = "cifar-100-python"
@@ -110,10 +110,7 @@ def prepare(archive: Path | None, out: Path) -> list[str]:
         )
     for name, content in read_members(archive, missing):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f".{name}.{os.getpid()}.tmp"
-            partial.write_bytes(content)
-            os.replace(partial, folder / name)
+            write_atomic(folder / name, content)
         except OSError as error:
             raise ValueError(f"cannot write to {str(folder)!r} ({error}); see --out") from None
     return missing

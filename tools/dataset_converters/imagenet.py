@@ -22,6 +22,7 @@ import re
 from pathlib import Path
 
 from pat_mmdet.utils.errors import clear_errors
+from pat_mmdet.utils.io import write_atomic
 
 NUM_CLASSES = 1000
 NUM_IMAGES = {"train": 1281167, "val": 50000}
@@ -180,10 +181,7 @@ def check_val(root: Path, classes: list[str], labels: Path | None) -> int:
     text = flat_labels(names, read_labels(labels, classes), labels)
     if not meta.is_file() or meta.read_text(encoding="utf-8") != text:
         try:
-            meta.parent.mkdir(exist_ok=True)
-            partial = meta.with_name(f".{meta.name}.{os.getpid()}.tmp")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, meta)
+            write_atomic(meta, text)
         except OSError as error:
             raise ValueError(f"cannot write {str(meta)!r} ({error})") from None
         print(f"wrote {meta}")

@@ -1,15 +1,14 @@
-"""Converts a detectron2 Faster R-CNN with a Swin FPN backbone to this project's.
+"""Convert a detectron2 Faster R-CNN with a Swin FPN backbone to this project's.
 
 The result fits ``configs/teachers/faster-rcnn_swin-t_fpn_3x_coco.py``; settings in which the source
-differs from that config are printed. Both number levels from the finest, order a location's anchors
-by ratio, start at the corner of the image, and put the background last, so that heads keep their
-tensors as they are; detectron2's default weights (10, 10, 5, 5) of the box deltas are the config's
-deviations (0.1, 0.1, 0.2, 0.2).
+differs from that config are printed. Both libraries number levels from the finest, order a
+location's anchors by ratio, start at the corner of the image and put the background last, so that
+heads keep their tensors; detectron2's default weights (10, 10, 5, 5) of the box deltas are the
+config's deviations (0.1, 0.1, 0.2, 0.2).
 """
 
 import argparse
 import re
-from collections.abc import Iterable
 from math import isqrt
 from operator import attrgetter
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
-from swin import DETECTRON2, check_family, convert_backbone, first, fit, read_weights
+from swin import DETECTRON2, convert_backbone, first, fit, read_weights, wrong_source
 from torch import Tensor
 
 from pat_mmdet.utils import load_config
@@ -26,8 +25,11 @@ from pat_mmdet.utils.errors import clear_errors
 CONFIG = Path("configs/teachers/faster-rcnn_swin-t_fpn_3x_coco.py")
 ROOT = Path(__file__).resolve().parents[2]
 BACKBONE = "backbone.bottom_up."
+MASK_HEAD = "roi_heads.mask_head."
+# Newer versions of detectron2 do not save the anchors.
 ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 PIXELS = {"pixel_mean": "data_preprocessor.mean", "pixel_std": "data_preprocessor.std"}
+NUM_CLASSES = "roi_head.bbox_head.num_classes"
 LAYERS = {
     **{f"backbone.fpn_lateral{i + 2}": f"neck.lateral_convs.{i}.conv" for i in range(4)},
     **{f"backbone.fpn_output{i + 2}": f"neck.fpn_convs.{i}.conv" for i in range(4)},
@@ -39,51 +41,35 @@ LAYERS = {
     "roi_heads.box_predictor.cls_score": "roi_head.bbox_head.fc_cls",
     "roi_heads.box_predictor.bbox_pred": "roi_head.bbox_head.fc_reg",
 }
-NUM_CLASSES = "roi_head.bbox_head.num_classes"
-MASK_HEAD = r"roi_heads\.mask_head\."
-# What else a detectron2 network may have, told by the start of a key; the first that fits is named.
-OTHERS = {
-    r"backbone\.bottom_up\.(stem|res\d)\.|backbone\.res\d\.": "a ResNet backbone",
-    r"roi_heads\.box_(head|predictor)\.\d\.": "the heads of a Cascade R-CNN",
-    r"head\.(cls|bbox)_": "the head of a RetinaNet",
-    MASK_HEAD: "a mask head (leave it out by --drop-mask-head, the boxes need none)",
-    r"roi_heads\.(mask|keypoint)": "a keypoint head or another mask head",
-    r"proposal_generator\.rpn_head\.conv\.conv1\.": "an RPN head of several convolutions",
-    r"roi_heads\.box_head\.conv": "a box head with convolutions",
-    r"backbone\.fpn_\w+\.norm\.": "norms in the FPN",
+TENSORS = {
+    f"{old}.{part}": f"{new}.{part}" for old, new in LAYERS.items() for part in ("weight", "bias")
 }
 
 
 def convert(
     source: dict[str, Tensor], input_format: str = "RGB", drop_mask_head: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Converts the weights of a detector.
+    """Convert the weights of a detector.
 
     Args:
         source (dict[str, Tensor]): Weights by detectron2's names.
-        input_format (str): Order of the colours the source was trained with, ``RGB`` or ``BGR``;
-            the result always takes RGB.
+        input_format (str): Order of the colours the source was trained with, ``'RGB'`` or
+            ``'BGR'``; the result always takes RGB.
         drop_mask_head (bool): Whether to leave out a mask head instead of refusing it.
 
     Returns:
-        tuple: Weights by MMDetection's names, and the settings by dotted key that have to be
-            changed in the config's model.
+        tuple[dict[str, Tensor], dict[str, object]]: Weights by MMDetection's names, and the
+            settings, by dotted key, that have to be changed in the config's model.
 
     Raises:
-        ValueError: If the source is another network, or not whole.
+        ValueError: If the source is another network, or incomplete.
     """
-    check_family(source, DETECTRON2)
     if drop_mask_head:
-        source = {key: value for key, value in source.items() if not re.match(MASK_HEAD, key)}
-    # In a sequence of one convolution, as newer versions may have it.
+        source = {key: value for key, value in source.items() if not key.startswith(MASK_HEAD)}
+    # Newer versions have it in a sequence of one convolution.
     conv = "proposal_generator.rpn_head.conv."
     source = {key.replace(f"{conv}conv0.", conv): value for key, value in source.items()}
-    renamed = {
-        f"{old}.{part}": f"{new}.{part}"
-        for old, new in LAYERS.items()
-        for part in ("weight", "bias")
-    }
-    _check_parts(source, renamed)
+    _check_tensors(source)
     backbone = {
         key[len(BACKBONE) :]: value for key, value in source.items() if key.startswith(BACKBONE)
     }
@@ -94,7 +80,7 @@ def convert(
             backbone[projection] = backbone[projection].flip(1)
         pixels = {key: value.flip(0) for key, value in pixels.items()}
     weights, settings = convert_backbone(backbone)
-    weights.update({new: source[old] for old, new in renamed.items()})
+    weights.update({new: source[old] for old, new in TENSORS.items()})
     found = _find_settings(source, settings)
     found.update({PIXELS[key]: [round(v, 4) for v in pixels[key].tolist()] for key in pixels})
 
@@ -107,30 +93,24 @@ def convert(
     return fit(weights, network), found
 
 
-def _check_parts(source: dict[str, Tensor], needed: Iterable[str]) -> None:
-    """Makes sure that a detector has the neck and the heads that are needed, and no others."""
-    for pattern, what in OTHERS.items():
-        if any(re.match(pattern, key) for key in source):
-            raise ValueError(
-                f"the source is {DETECTRON2} with {what}; only a Faster R-CNN with a Swin FPN "
-                "backbone can be converted"
-            )
-    missing = [key for key in needed if key not in source]
-    if missing:
+def _check_tensors(source: dict[str, Tensor]) -> None:
+    """Check that a detector has the neck and the heads that are needed, and no others."""
+    wanted = "a detectron2 Faster R-CNN with a Swin FPN backbone"
+    if not any(re.match(DETECTRON2, key) for key in source):
+        raise wrong_source(source, wanted)
+    missing = [key for key in TENSORS if key not in source]
+    unknown = [key for key in source if not key.startswith((*TENSORS, *PIXELS, BACKBONE, ANCHORS))]
+    if missing or unknown:
+        masks = any(key.startswith(MASK_HEAD) for key in unknown)
         raise ValueError(
-            f"the source is not whole: {len(missing)} tensors of the FPN and the heads are missing "
-            f"({first(missing)})"
-        )
-    known = (*needed, *PIXELS, BACKBONE, ANCHORS)
-    unknown = [key for key in source if not key.startswith(known)]
-    if unknown:
-        raise ValueError(
-            f"the source has {len(unknown)} tensors that a Faster R-CNN lacks ({first(unknown)})"
+            f"the source is not {wanted}: {len(missing)} tensors of the FPN and the heads are "
+            f"missing ({first(missing)}), {len(unknown)} unknown ({first(unknown)})"
+            + ("; leave the mask head out by --drop-mask-head" if masks else "")
         )
 
 
 def _find_settings(source: dict[str, Tensor], backbone: dict[str, object]) -> dict[str, object]:
-    """Finds the settings of the config's model, by dotted key, in weights (except the pixels')."""
+    """Find the settings of the config's model, by dotted key, in weights (except the pixels')."""
     width = len(source["backbone.fpn_output2.weight"])
     hidden, pooled = source["roi_heads.box_head.fc1.weight"].shape
     classes = len(source["roi_heads.box_predictor.cls_score.weight"]) - 1
@@ -155,25 +135,22 @@ def _find_settings(source: dict[str, Tensor], backbone: dict[str, object]) -> di
     }
 
 
-def _check_anchors(source: dict[str, Tensor], own: list[Tensor]) -> None:
-    """Compares the anchors (A, 4) of each level, which newer versions do not save."""
-    keys = sorted(key for key in source if key.startswith(ANCHORS))
-    if not keys:
-        return
-    theirs = [source[key] for key in keys]
-    same = [
-        a.shape == b.shape and torch.allclose(a.float(), b, atol=0.01) for a, b in zip(theirs, own)
-    ]
-    if len(theirs) != len(own) or not all(same):
+def _check_anchors(source: dict[str, Tensor], expected: list[Tensor]) -> None:
+    """Compare the anchors (A, 4) of each level, where the source has them."""
+    anchors = [source[key].float() for key in sorted(source) if key.startswith(ANCHORS)]
+    same = len(anchors) == len(expected) and all(
+        a.shape == b.shape and torch.allclose(a, b, atol=0.01) for a, b in zip(anchors, expected)
+    )
+    if anchors and not same:
         raise ValueError(
-            f"the source has {[len(anchors) for anchors in theirs]} anchors on its levels, of the "
-            f"corners {[anchors.flatten().tolist() for anchors in theirs]}; {CONFIG} has "
-            f"{[anchors.flatten().tolist() for anchors in own]} on P2 to P6"
+            f"the source has {[len(level) for level in anchors]} anchors on its levels, of the "
+            f"corners {[level.flatten().tolist() for level in anchors]}; {CONFIG} has "
+            f"{[level.flatten().tolist() for level in expected]} on P2 to P6"
         )
 
 
 def main() -> None:
-    """Converts a file."""
+    """Convert a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", help="file with the detectron2 weights (.pth)")
     parser.add_argument("out", help="file for the converted weights")
@@ -190,11 +167,9 @@ def main() -> None:
     with clear_errors():
         if args.source.endswith((".pkl", ".pickle")):
             raise ValueError(
-                f"checkpoint {args.source!r} is a pickle, which could run foreign code. If you "
-                'trust it, save its weights with torch: python -c "import pickle, torch; '
-                f"c = pickle.load(open({args.source!r}, 'rb'), encoding='latin1'); "
-                "torch.save({'model': {k: torch.as_tensor(v) for k, v in c['model'].items()}}, "
-                "'weights.pth')\""
+                f"checkpoint {args.source!r} is a pickle, which could run foreign code; if you "
+                "trust it, load it with pickle.load(file, encoding='latin1') and write its "
+                "['model'], arrays turned into tensors, with torch.save"
             )
         source = read_weights(args.source)
         weights, settings = convert(source, args.input_format, args.drop_mask_head)

@@ -1,0 +1,48 @@
+"""The model index, which mim reads."""
+
+import pytest
+from helpers.tools import ROOT
+from modelindex.load_model_index import load
+
+from pat_mmdet.utils.tables import load_tables
+
+METRICS = {
+    "Object Detection": ("box AP", "AP50", "AP75"),
+    "Image Classification": ("Top 1 Accuracy",),
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    index = load(str(ROOT / "model-index.yml"))
+    index.build_models_with_collections()
+    return index.models
+
+
+def test_every_method_has_a_metafile(models):
+    overlays = {path.stem for path in (ROOT / "configs/_base_/methods").glob("*.py")}
+    assert {model.metadata.data["Method"] for model in models} == overlays - {"none", "pat_fast"}
+
+
+def test_configs_and_code_exist_and_names_are_unique(models):
+    assert len({model.name for model in models}) == len(models)
+    for model in models:
+        assert (ROOT / model.config).is_file(), model.name
+        assert (ROOT / model.code["URL"]).is_file()
+
+
+def test_published_results_are_those_of_the_tables(models):
+    published = [model for model in models if "published" in model.metadata.data["Source"]]
+    found = set()
+    for model in published:
+        pair, name, method, _ = model.name.rsplit("_", 3)
+        cell = load_tables()[name].cells[f"{pair}/{method}"]
+        (result,) = model.results
+        assert tuple(result.metrics[key] for key in METRICS[result.task]) == cell.published
+        found.add((name, cell.name))
+    assert found == {
+        (name, cell.name)
+        for name, table in load_tables().items()
+        for cell in table.cells.values()
+        if cell.method == "pat" and cell.published
+    }
