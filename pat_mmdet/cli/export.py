@@ -3,46 +3,40 @@
 The weights of a timm student also load with ``timm.create_model(..., checkpoint_path=...)``.
 """
 
+from __future__ import annotations
+
 import argparse
+import inspect
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from mmengine import registry
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, Registry, init_default_scope
+from mmengine.runner import Runner
 
 from pat_mmdet.cli.arguments import add_cfg_options
-from pat_mmdet.datasets import CheckedCocoDataset, LoadImageOrSkip
-from pat_mmdet.engine.hooks import (
-    DistillWeightHook,
-    SafeCheckpointHook,
-    StudentEMAHook,
-    TolerantVisualizationHook,
+from pat_mmdet.registry import METHODS
+from pat_mmdet.utils import (
+    is_distiller,
+    load_config,
+    load_weights,
+    read_checkpoint,
+    student_model,
 )
-from pat_mmdet.engine.runner import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
-from pat_mmdet.models.backbones import HeadlessMobileNetV2
-from pat_mmdet.utils import load_config, load_weights, read_checkpoint, student_model
 from pat_mmdet.utils.errors import clear_errors
 
-PLAIN_NAMES = {
-    "PretrainedTimmClassifier": "TimmClassifier",
-    **{
-        cls.__name__: cls.__mro__[1].__name__
-        for cls in (
-            CheckedCocoDataset,
-            HeadlessMobileNetV2,
-            LoadImageOrSkip,
-            ResumableEpochBasedTrainLoop,
-            ResumableIterBasedTrainLoop,
-            SafeCheckpointHook,
-            StudentEMAHook,
-            TolerantVisualizationHook,
-        )
-    },
-}
+# Settings of one run on one machine.
+_OF_THE_RUN = ("work_dir", "load_from", "resume", "launcher", "experiment_name", "cfg")
+# What MMDetection's tools read besides the arguments of the Runner.
+_OF_THE_TOOLS = ("auto_scale_lr", "custom_imports", "tta_model", "tta_pipeline")
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of the config the student was trained with")
     parser.add_argument("checkpoint", help="checkpoint of the training")
@@ -55,44 +49,137 @@ def parse_args() -> argparse.Namespace:
 
 
 def plain_config(cfg: Config) -> Config:
-    """Turns a config of this project into one of plain MMDetection.
+    """Turn a config of this project into one of plain MMDetection.
+
+    Only what MMDetection's tools read is left: the model is the student alone, without pretrained
+    weights; classes of this project are replaced by those that they extend; hooks of this project
+    and of the package that the method comes from go, and imports that nothing needs any more.
+    Absolute paths become relative ones under ``data/``.
 
     Args:
         cfg (Config): Config of a distiller, or of a student alone.
 
     Returns:
-        Config: The student's, in which classes of this project are replaced by those they extend.
+        Config: The student's config.
     """
-    plain = cfg.to_dict()
+    method = METHODS.get(cfg.model.method.type) if is_distiller(cfg) else None
+    arguments = set(inspect.signature(Runner.__init__).parameters) - set(_OF_THE_RUN)
+    plain = {
+        key: value
+        for key, value in cfg.to_dict().items()
+        if key in (*arguments, *_OF_THE_TOOLS) and value is not None
+    }
     plain["model"] = student_model(cfg).to_dict()
+    plain["custom_hooks"] = [
+        hook
+        for hook in plain.get("custom_hooks", [])
+        if _package(_plain_class(hook["type"])) not in {"pat_mmdet", _package(method)}
+    ]
     imports = plain.pop("custom_imports", {}).get("imports", [])
-    others = [module for module in imports if module.split(".")[0] != "pat_mmdet"]
-    if others:
-        plain["custom_imports"] = dict(imports=others)
-    # It has no meaning without a method.
-    hooks = plain.get("custom_hooks", [])
-    plain["custom_hooks"] = [item for item in hooks if item["type"] != DistillWeightHook.__name__]
-    return Config(_plain(plain))
+    roots = {node["data_root"] for node in _nodes(plain) if node.get("data_root")}
+    plain = _plain(plain, roots)
+    used = {_find_class(node["type"]) for node in _nodes(plain) if "type" in node}
+    needed = [module for module in imports if _is_needed(module, used, method)]
+    if needed:
+        plain["custom_imports"] = dict(imports=needed)
+    return Config(plain)
 
 
-def _plain(value: object) -> object:
+def _is_needed(module: str, used: set[type], method: type | None) -> bool:
+    """Return True if a module of ``custom_imports`` registers classes that are used.
+
+    It may import them from its own package, but the module that defines the method alone is not
+    needed.
+    """
+
+    def defines(cls: type | None) -> bool:
+        return f"{getattr(cls, '__module__', '')}.".startswith(f"{module}.")
+
+    package = module.split(".")[0]
+    return any(map(defines, used)) or (
+        package in map(_package, used) and package != "pat_mmdet" and not defines(method)
+    )
+
+
+def _find_class(name: Any) -> type | None:
+    """Look up a type of a config in all registries, in the default scope first."""
+    if not isinstance(name, str):
+        return name
+    scope = DefaultScope.get_current_instance().scope_name
+    for root in vars(registry).values():
+        if isinstance(root, Registry):
+            found = root.children.get(scope, root).get(name)
+            if found is not None:
+                return found
+    return None
+
+
+def _package(cls: type | None) -> str:
+    """Return the name of the package that defines a class; empty for an unknown class."""
+    return getattr(cls, "__module__", "").split(".")[0]
+
+
+def _plain_class(name: Any) -> type | None:
+    """Return the first base of a registered class that is not of this project."""
+    cls = _find_class(name)
+    if _package(cls) != "pat_mmdet":
+        return cls
+    base = next(base for base in cls.__mro__ if _package(base) != "pat_mmdet")
+    # A mere interface cannot take the place of the class.
+    return base if _find_class(base.__name__) is base else cls
+
+
+def _nodes(value: Any) -> Iterator[dict]:
+    """Yield every dict of a config, at any depth."""
     if isinstance(value, dict):
-        node = {key: _plain(item) for key, item in value.items()}
-        if isinstance(node.get("type"), str):
-            node["type"] = PLAIN_NAMES.get(node["type"], node["type"])
+        yield value
+        value = value.values()
+    if not isinstance(value, str) and isinstance(value, Iterable):
+        for item in value:
+            yield from _nodes(item)
+
+
+def _plain(value: Any, roots: set[str]) -> Any:
+    """Replace classes of this project, pretrained weights and absolute paths at any depth.
+
+    Args:
+        value (Any): Part of a config.
+        roots (set[str]): Folders of the data sets.
+
+    Returns:
+        Any: The part without them.
+    """
+    if isinstance(value, dict):
+        node = {
+            key: _plain(item, roots)
+            for key, item in value.items()
+            if not _loads_pretrained(key, item)
+        }
+        if _package(_find_class(node.get("type"))) == "pat_mmdet":
+            node["type"] = _plain_class(node["type"]).__name__
         if node.get("type") == "TimmClassifier" and "model_name" in node:
             # Only there, as detection does without timm.
             from pat_mmdet.models.backbones.timm_swin import plain_settings
 
-            node.update(plain_settings(node["model_name"]), pretrained=False)
+            node.update(plain_settings(node["model_name"]))
         return node
     if isinstance(value, (list, tuple)):
-        return type(value)(_plain(item) for item in value)
+        return type(value)(_plain(item, roots) for item in value)
+    if isinstance(value, str) and os.path.isabs(value):
+        root = next((root for root in roots if value.startswith(root)), value)
+        return os.path.join("data", os.path.relpath(value, os.path.dirname(root.rstrip("/"))))
     return value
 
 
+def _loads_pretrained(key: str, value: Any) -> bool:
+    """Return True for a setting that loads pretrained weights; the student's replace them."""
+    if key == "init_cfg":
+        return any(node.get("type") == "Pretrained" for node in _nodes(value))
+    return key == "pretrained" and bool(value)
+
+
 def main() -> None:
-    """Exports as the command line says."""
+    """Export as the command line says."""
     args = parse_args()
     with clear_errors():
         cfg = load_config(args.config, args.cfg_options)
@@ -100,11 +187,17 @@ def main() -> None:
         student = MODELS.build(student_model(cfg))
         load_weights(student, args.checkpoint, allow_unused=("distill.",))
         meta = read_checkpoint(args.checkpoint).get("meta", {})
+    dataset_meta = meta.get("dataset_meta", dict(classes=cfg.get("classes")))
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(
         dict(
-            meta=dict(dataset_meta=meta.get("dataset_meta", dict(classes=cfg.get("classes")))),
+            # What MMDetection's inferencer reads.
+            meta=dict(
+                dataset_meta={
+                    key: dataset_meta[key] for key in ("classes", "palette") if key in dataset_meta
+                }
+            ),
             state_dict=student.state_dict(),
         ),
         out,

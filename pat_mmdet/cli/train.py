@@ -76,7 +76,7 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
             checkpoint = find_latest_checkpoint(cfg.work_dir)
         if checkpoint is not None:
             # Read once before anything is built, to fail early.
-            read_checkpoint(checkpoint)
+            read_checkpoint(checkpoint, allow_objects=False)
         cfg.resume = checkpoint is not None
         cfg.load_from = checkpoint
 

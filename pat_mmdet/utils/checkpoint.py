@@ -1,4 +1,4 @@
-"""Reading checkpoints safely, and errors that say what is wrong with one."""
+"""Reading of checkpoints without running code from them, and strict loading of weights."""
 
 from __future__ import annotations
 
@@ -6,51 +6,90 @@ import os
 import pickle
 import re
 import sys
+import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from difflib import get_close_matches
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier, get_local_rank
-from mmengine.runner.checkpoint import load_state_dict
+from mmengine.runner.checkpoint import (
+    get_external_models,
+    get_torchvision_models,
+    load_state_dict,
+)
 from torch import nn
 
 # Weights whose shape depends on the size of the images or windows.
 _RESIZED = ("pos_embed", "relative_position_bias_table", "patch_embed.proj.weight")
+# Names of MMEngine's model zoos, as its `CheckpointLoader` knows them.
+_MODEL_ZOOS = {
+    "torchvision://": get_torchvision_models,
+    "open-mmlab://": get_external_models,
+    "openmmlab://": get_external_models,
+}
 
 
-def read_checkpoint(source: str) -> dict:
-    """Reads a checkpoint on the CPU, with tensors and plain Python data only.
+class PickledObject:
+    """Placeholder of an object that is neither a tensor nor plain data.
+
+    Whatever a file does with the original (call it, give it a state), the placeholder takes the
+    arguments and drops them. It has no attribute or method of the original.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, *args: Any) -> PickledObject:
+        """Ignore the arguments of the original."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore the state of the original."""
+
+
+def read_checkpoint(source: str, allow_objects: bool = True) -> dict:
+    """Read a checkpoint on the CPU without running anything that the file asks for.
+
+    Tensors and plain Python data are read. Other objects, such as the ``HistoryBuffer`` and NumPy
+    scalars in checkpoints of MMEngine, become instances of :class:`PickledObject`.
 
     Args:
-        source (str): Path or URL of a file written by ``torch.save``, or of safetensors.
+        source (str): Path, URL, ``torchvision://`` or ``open-mmlab://`` name of a file written by
+            ``torch.save``, or path or URL of safetensors.
+        allow_objects (bool): Whether other objects are replaced; otherwise they are refused, for
+            example because a resumed training needs them.
 
     Returns:
-        dict: What the file holds.
+        dict: Content of the file.
 
     Raises:
         FileNotFoundError: If there is no such file, or it cannot be downloaded.
-        ValueError: If the file is truncated, no checkpoint, or holds pickled objects.
+        ValueError: If the file is truncated, is no checkpoint, or holds objects that are refused:
+            any if ``allow_objects`` is False, else those of modules that torch blocks (``os``,
+            ``sys``) and those in files of torch before 1.6.
     """
-    path = _download(source) if source.startswith(("http://", "https://")) else source
+    path = _local_path(source)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {source!r} does not exist; check the path")
     if path.endswith(".safetensors"):
-        # A package of timm's, which detection does without.
+        # A dependency of timm, which detection does not need.
         from safetensors.torch import load_file
     try:
         if path.endswith(".safetensors"):
             return load_file(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with _placeholders(path) if allow_objects else nullcontext():
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Torch's own message may recommend to switch the safety off; only its reason is useful.
-        forbidden = [line for line in str(error).splitlines() if "GLOBAL " in line]
-        if isinstance(error, pickle.UnpicklingError) and forbidden:
-            reason = forbidden[0].split("WeightsUnpickler error:")[-1].strip()
+        # Without the name of a global, a file that is no zip may be any text.
+        is_pickle = zipfile.is_zipfile(path) or "GLOBAL " in str(error)
+        if isinstance(error, pickle.UnpicklingError) and is_pickle:
             raise ValueError(
                 f"checkpoint {source!r} is refused: it holds pickled Python objects, which could "
-                f"run foreign code ({reason}). Ask for a file with weights alone. If you made the "
-                'file yourself, save its weights again: python -c "import torch; '
+                f"run foreign code ({_reason(error)}). Ask for a file with weights alone. If you "
+                'made the file yourself, save its weights again: python -c "import torch; '
                 f"c = torch.load({path!r}, weights_only=False); "
                 "torch.save({'state_dict': c['state_dict']}, 'weights.pth')\""
             ) from None
@@ -66,10 +105,63 @@ def read_checkpoint(source: str) -> dict:
     return checkpoint
 
 
+def _reason(error: pickle.UnpicklingError) -> str:
+    """Return the line of torch's message that says what was refused.
+
+    The rest recommends to switch the safety off.
+    """
+    text = str(error).split("WeightsUnpickler error:")[-1].strip()
+    lines = text.splitlines()
+    return next((line for line in lines if "GLOBAL " in line), lines[0])
+
+
+def _placeholders(path: str) -> AbstractContextManager:
+    """Return a context in which torch reads a file with placeholders for unknown objects.
+
+    Torch's safe loading looks globals up by module and name, among the classes that it was told.
+    For every global that it would refuse it is told a placeholder class of that name, so that the
+    original is never imported.
+    """
+    # Torch lists the globals of its zip files only, and only since version 2.6.
+    list_unsafe_globals = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
+    if list_unsafe_globals is None or not zipfile.is_zipfile(path):
+        return nullcontext()
+    names = (full_name.rpartition(".") for full_name in list_unsafe_globals(path))
+    return torch.serialization.safe_globals(
+        [
+            type(name, (PickledObject,), {"__slots__": (), "__module__": module})
+            for module, _, name in names
+        ]
+    )
+
+
+def _local_path(source: str) -> str:
+    """Return the path of a checkpoint, downloading it if it is a URL or a name of a model zoo.
+
+    Raises:
+        FileNotFoundError: If the download fails.
+        ValueError: If the model zoo has no such name.
+    """
+    for prefix, list_models in _MODEL_ZOOS.items():
+        if source.startswith(prefix):
+            models = list_models()
+            name = source[len(prefix) :]
+            if name not in models:
+                near = ", ".join(get_close_matches(name, models)) or "none"
+                raise ValueError(
+                    f"checkpoint {source!r}: {prefix} has no model {name!r}; similar names: {near}"
+                )
+            return _local_path(models[name])
+    return _download(source) if source.startswith(("http://", "https://")) else source
+
+
 def _download(url: str) -> str:
-    """Downloads a file once a machine, into torch's cache, and gives its path.
+    """Download a file once a machine into torch's cache, and return its path.
 
     As in torch.hub, a name that ends in ``-<hash>.pth`` is checked against the content.
+
+    Raises:
+        FileNotFoundError: If the download fails.
     """
     name = os.path.basename(urlparse(url).path)
     path = os.path.join(torch.hub.get_dir(), "checkpoints", name)
@@ -88,23 +180,28 @@ def _download(url: str) -> str:
 
 
 def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = ()) -> None:
-    """Loads every weight of a module from a checkpoint, or fails.
+    """Load every weight of a module from a checkpoint, or fail.
 
     Args:
-        module (nn.Module): Takes the weights in place.
-        source (str): Path or URL of the checkpoint; weights lie under ``state_dict``,
-            ``model`` or on top. Those of older versions of timm are renamed.
+        module (nn.Module): Module whose weights are replaced in place.
+        source (str): Checkpoint, see :func:`read_checkpoint`; weights lie under ``state_dict``,
+            ``model`` or at the top level. Those of older versions of timm are renamed.
         allow_unused (Sequence[str]): Prefixes of keys that the module need not have; other keys
             it does not have are named in a warning.
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
-        ValueError: If it cannot be read, or keys are missing or of other shapes; the file, the
-            number of keys and the first names are given.
+        ValueError: If it cannot be read, or keys are missing or of other shapes; the message
+            gives the file, the number of keys and the first names.
     """
     checkpoint = read_checkpoint(source)
     # Under "model" in the files of timm and of many authors.
     state = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
+    if isinstance(state, PickledObject):
+        raise ValueError(
+            f"checkpoint {source!r} holds a pickled {type(state).__name__} instead of weights; "
+            "ask for its state_dict"
+        )
     own = module.state_dict()
     if any(getattr(state.get(key), "shape", None) != own[key].shape for key in own):
         state = _converted_by_timm(module, state)
@@ -131,7 +228,7 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
 
 
 def _converted_by_timm(module: nn.Module, state: dict) -> dict:
-    """Lets timm rename and reshape weights that older versions of it saved in another way."""
+    """Rename and reshape weights of older versions of timm by its own filters."""
     network = getattr(module, "model", None)
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is None or not type(network).__module__.startswith("timm."):
@@ -153,7 +250,7 @@ def _converted_by_timm(module: nn.Module, state: dict) -> dict:
 
 
 def _first(names: Sequence[str], count: int = 5) -> str:
-    """Formats the first few names in brackets, or nothing."""
+    """Format the first few names in brackets, or return an empty string."""
     if not names:
         return ""
     return f" ({', '.join(names[:count])}{', …' if len(names) > count else ''})"
