@@ -10,9 +10,10 @@ from mmengine.dist import all_gather_object, get_rank
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 _RESUME_STATE = "distill_resume_state"
 
@@ -55,14 +56,36 @@ class SafeCheckpointHook(CheckpointHook):
                     plain["values"].tolist(), plain["counts"].tolist(), plain["max_length"]
                 )
         method, states = _method(runner), checkpoint.get(_RESUME_STATE, [])
-        if runner._resume and method is not None and get_rank() < len(states):
+        if not runner._resume or method is None:
+            return
+        if get_rank() < len(states):
             method.load_resume_state(states[get_rank()])
+        if "optimizer" in checkpoint:
+            _reshape_scalars(checkpoint["optimizer"], runner.optim_wrapper)
 
 
 def _method(runner: Runner) -> nn.Module | None:
-    """The distillation method of the runner's model, if it has one."""
+    """Return the distillation method of the runner's model, if it has one."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     return getattr(model, "distill", None)
+
+
+def _reshape_scalars(state: dict, optim_wrapper: OptimWrapper) -> None:
+    """Reshape the optimizer's state of parameters that had the shape () in earlier checkpoints.
+
+    Args:
+        state (dict): State of the optimizer, changed in place.
+        optim_wrapper (OptimWrapper): Will load it.
+    """
+    if "param_groups" not in state:  # several optimizers
+        return
+    params = [param for group in optim_wrapper.param_groups for param in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    for index, param in zip(indices, params):
+        values = state["state"].get(index, {})
+        for name, value in values.items():
+            if param.shape == (1,) and isinstance(value, Tensor) and name != "step":
+                values[name] = value.reshape(1)
 
 
 def _to_plain(value: Any) -> Any:
