@@ -20,7 +20,7 @@ _RESUME_STATE = "distill_resume_state"
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """Saves plain data only, so that checkpoints load with ``weights_only=True``.
+    """Save plain data only, so that checkpoints load with ``weights_only=True``.
 
     mmengine puts pickled ``HistoryBuffer`` objects and NumPy scalars into checkpoints, which
     torch's safe loading refuses. They are saved as tensors and Python numbers, and rebuilt on
@@ -40,7 +40,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._resume_states = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Replaces everything that is not plain data."""
+        """Replace everything that is not plain data."""
         for key in ("meta", "message_hub", "param_schedulers"):
             if key in checkpoint:
                 checkpoint[key] = _to_plain(checkpoint[key])
@@ -48,7 +48,7 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint[_RESUME_STATE] = self._resume_states
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Rebuilds the histories, and gives the method of this process its state."""
+        """Rebuild the histories, and restore the state of this process's method."""
         scalars = checkpoint.get("message_hub", {}).get("log_scalars", {})
         for name, plain in scalars.items():
             if isinstance(plain, dict):
@@ -89,7 +89,7 @@ def _reshape_scalars(state: dict, optim_wrapper: OptimWrapper) -> None:
 
 
 def _to_plain(value: Any) -> Any:
-    """Turns histories and NumPy values inside containers into tensors and Python values."""
+    """Convert histories and NumPy values inside containers into tensors and Python values."""
     if isinstance(value, HistoryBuffer):
         values, counts = value.data
         return dict(

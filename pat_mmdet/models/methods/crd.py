@@ -109,7 +109,7 @@ class CRD(BaseMethod):
     def forward(
         self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
     ) -> dict[str, Tensor]:
-        """Gives ``loss_crd``; arguments as in :class:`BaseMethod`.
+        """Return ``loss_crd``; arguments as in :class:`BaseMethod`.
 
         Raises:
             ValueError: If there is not one index for each row of the embedding, or, in the first
