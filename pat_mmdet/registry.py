@@ -1,17 +1,27 @@
 """The registry of distillation methods."""
 
+from __future__ import annotations
+
 from mmengine.registry import Registry
 from torch import nn
 
-from pat_mmdet.structures import FeatureSpec
+from pat_mmdet.structures import Requires
 
 METHODS = Registry("method", scope="pat_mmdet", locations=["pat_mmdet.models.methods"])
 
 
-def method_class(cfg: dict) -> type[nn.Module]:
-    """Looks up the class that a method's config names.
+def build_method(cfg: dict) -> nn.Module:
+    """Build a method from its hyper-parameters.
+
+    Args:
+        cfg (dict): ``type`` is a name in :data:`METHODS`, the rest are its arguments.
+
+    Returns:
+        nn.Module: The method, a :class:`pat_mmdet.models.methods.BaseMethod`, still without its
+        layers.
 
     Raises:
+        TypeError: If what it requires is not told by :class:`Requires`.
         ValueError: If the name is unknown; the known ones are listed.
     """
     name = cfg.get("type")
@@ -21,24 +31,11 @@ def method_class(cfg: dict) -> type[nn.Module]:
             f"unknown distillation method {name!r}; known methods: {known}. "
             "Set model.method.type to one of them"
         )
-    return METHODS.get(name)
-
-
-def build_method(cfg: dict, student: FeatureSpec, teacher: FeatureSpec) -> nn.Module:
-    """Builds a method for a pair of networks.
-
-    Args:
-        cfg (dict): ``type`` is a name in :data:`METHODS`, the rest are its arguments.
-        student (FeatureSpec): Shapes of the student, from the dry run.
-        teacher (FeatureSpec): Shapes of the teacher, from the dry run.
-
-    Returns:
-        nn.Module: The method, a :class:`pat_mmdet.models.methods.BaseMethod`.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
-    method_class(cfg)
     # The scope is named because the search would otherwise begin in mmdet's registries.
-    shapes = dict(student=student, teacher=teacher)
-    return METHODS.build({**cfg, **shapes, "_scope_": "pat_mmdet"})
+    method = METHODS.build({**cfg, "_scope_": "pat_mmdet"})
+    if not isinstance(method.requires, Requires):
+        raise TypeError(
+            f"{type(method).__name__}.requires is {method.requires!r}; combine members of "
+            f"pat_mmdet.structures.Requires: {', '.join(Requires.__members__)}"
+        )
+    return method

@@ -1,5 +1,7 @@
-"""What a method sees of a network: its outputs in a step, and its shapes at build time."""
+"""Data that distillers and methods exchange."""
 
 from .network_outputs import FeatureSpec, NetworkOutputs
+from .prompt import Prompt, PromptableTeacher
+from .requires import Requires
 
-__all__ = ["FeatureSpec", "NetworkOutputs"]
+__all__ = ["FeatureSpec", "NetworkOutputs", "Prompt", "PromptableTeacher", "Requires"]

@@ -1,4 +1,4 @@
-"""What a method sees of a network: its outputs in a step, and its shapes at build time."""
+"""Outputs of a network in a step, and their shapes at build time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ class NetworkOutputs:
     Attributes:
         features (Sequence[Tensor]): Maps (B, C, H, W) from shallow to deep: the levels of the
             feature pyramid in detection, the outputs of the stages in classification.
-        logits (Tensor, optional): (N, K) class scores. In detection N sampled RoIs or locations
-            and K classes with background last.
-        embedding (Tensor, optional): (N, D) features that the classifier gets, a row for each of
-            the logits.
+        logits (Tensor, optional): (N, K) class scores: of N images, or in detection of N RoIs or
+            locations with background as the last class.
+        embedding (Tensor, optional): (N, D) penultimate features, the input of the classifier.
         labels (Tensor, optional): (N,) int64 class indices.
         soft_labels (Tensor, optional): (N, K) class probabilities, where images were mixed.
-        indices (Tensor, optional): (B,) int64, the place of each image in the data set.
+        indices (Tensor, optional): (B,) int64 indices of the images in the data set.
     """
 
     features: Sequence[Tensor] = field(default_factory=tuple)
@@ -34,15 +33,15 @@ class NetworkOutputs:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Shapes of one network, found by a dry run on an image of the configured input size.
+    """Shapes of the outputs of one network for an image of the configured ``input_size``.
 
     Attributes:
         features (tuple): (C, H, W) of each feature map, from shallow to deep.
         num_classes (int, optional): Width of the logits, if the method reads any.
         embedding (int, optional): Width of the embedding, if the method reads it.
-        tokens (bool): Whether the features come from tokens and have one fixed size.
-        stage_inputs (tuple): (C, H, W) entering each stage of the backbone, where a prompt can
-            be added. Empty for a student.
+        tokens (bool): Whether the features are tokens, whose number is fixed.
+        stage_inputs (tuple): (C, H, W) of the input of each stage of the backbone, where a prompt
+            is added. Empty for a student.
         stage_features (tuple): For each stage the index of the feature map nearest to its output
             in size.
     """

@@ -4,6 +4,7 @@ import copy
 
 import mmpretrain.models  # noqa: F401  (registers its classifiers)
 import torch
+from helpers.steps import observe_step
 from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 from timm.models import register_model
@@ -180,31 +181,11 @@ def batch(model, **options):
     return model.data_preprocessor(raw_batch(**options), True)
 
 
-def views_of_a_step(model, data):
-    """The plain and the prompted view of the teacher in one step."""
-    seen = {}
-    forward = model.distill.forward
-
-    def listen(student, teacher, prompted):
-        def keep(prompt):
-            seen["prompted"] = prompted(prompt)
-            return seen["prompted"]
-
-        seen["plain"] = teacher
-        return forward(student, teacher, keep)
-
-    model.distill.forward = listen
-    try:
-        model(**data, mode="loss")
-    finally:
-        del model.distill.forward
-    return seen["plain"], seen["prompted"]
-
-
 def check_prompts(model, data):
     """At β = 0 the prompted teacher is the plain one; another β changes the stages from its own."""
     for _ in range(2):  # the second step has feedback of the first
-        plain, prompted = views_of_a_step(model, data)
+        step = observe_step(model, data)
+        plain, prompted = step.teacher, step.prompted
         assert torch.equal(plain.logits, prompted.logits)
         assert len(plain.features) == 4
         assert all(map(torch.equal, plain.features, prompted.features))
@@ -212,7 +193,8 @@ def check_prompts(model, data):
         with torch.no_grad():
             for name, block in model.distill.prompts.items():
                 block.beta.fill_(0.5 if int(name) >= stage else 0.0)
-        plain, prompted = views_of_a_step(model, data)
+        step = observe_step(model, data)
+        plain, prompted = step.teacher, step.prompted
         same = [torch.equal(x, y) for x, y in zip(plain.features, prompted.features)]
         assert same == [True] * stage + [False] * (4 - stage)
         assert not torch.equal(plain.logits, prompted.logits)

@@ -420,7 +420,7 @@ def ends_with(function):
 def test_our_errors_end_in_one_line():
     line = ends_with(lambda: load_config("nowhere.py"))
     assert line.startswith("error: config 'nowhere.py' does not exist") and "\n" not in line
-    line = ends_with(lambda: build_method(dict(type="PTA"), None, None))
+    line = ends_with(lambda: build_method(dict(type="PTA")))
     assert line.startswith("error: unknown distillation method 'PTA'; known methods: ")
 
 

@@ -25,6 +25,7 @@ import torch
 from parts import Parts, add_arguments
 
 from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
+from pat_mmdet.structures import Requires
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
 
@@ -111,7 +112,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
     if torch.device(args.device).type == "cpu":
         disable_malloc_trim()  # as in training
     own, kd = (Parts(args, method, dtype, args.compile) for method in (args.method, "kd"))
-    if "prompted" not in own.model.needs:
+    if Requires.PROMPTS not in own.model.distill.requires:
         raise ValueError(f"--method {args.method} has no prompts; take pat or another form of it")
     slow = Parts(args, args.method, dtype, args.compile, fast_teacher=False)
     runs = dict(

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pat_mmdet.models.methods import crd
+from pat_mmdet.structures import Requires
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
 
@@ -109,7 +110,7 @@ def measure(args: argparse.Namespace) -> dict:
         student_backward=flops(own.student) - student,
         teacher_forward=teacher,
     )
-    if "prompted" in model.needs:
+    if Requires.PROMPTS in model.distill.requires:
         # With bare prompts, as the method's layers are counted apart.
         forward = flops(lambda: own.prompted_forward(bare=True)) - teacher
         counted["prompted_forward"] = forward

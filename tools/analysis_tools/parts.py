@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from mmdet.testing import demo_mm_inputs
@@ -16,8 +15,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from pat_mmdet.cli.arguments import add_cfg_options
-from pat_mmdet.models.methods.base import Prompted
-from pat_mmdet.models.task_modules import Prompt
+from pat_mmdet.structures import Prompt
 from pat_mmdet.utils import is_distiller, load_config, teacher_model
 
 # Objects of a COCO image, on average.
@@ -90,7 +88,7 @@ class Parts:
         self._dtype = dtype
         data = _batch(self.model, args.batch_size, size)
         self.inputs, self.samples = self.model.data_preprocessor(data, True).values()
-        self._records = None
+        self._activations: dict[str, list] | None = None
 
     def step(self) -> None:
         """One step of training, without the optimizer: forward, losses, backward."""
@@ -105,11 +103,15 @@ class Parts:
         self._backward(losses)
 
     def teacher(self) -> None:
-        """The plain pass of the teacher, of the parts that the method needs."""
-        self._views()
+        """Run the plain pass of the teacher, of the parts that the method requires."""
+        with self._precision():
+            if self._activations is None:
+                with torch.no_grad():
+                    _, self._activations = self.model.forward_student(self.inputs, self.samples)
+            self.model.collect_outputs(self.inputs, self.samples, self._activations)
 
     def prompted_forward(self, bare: bool = False) -> list[Tensor]:
-        """The plain pass of the teacher, then its forward pass with prompts.
+        """Run the plain pass of the teacher, then its forward pass with prompts.
 
         Args:
             bare (bool): As in :meth:`prompted`.
@@ -117,43 +119,35 @@ class Parts:
         Returns:
             list[Tensor]: Features and logits, with gradient to the prompts.
         """
-        prompt = self._bare_prompt if bare else self._own_prompt
-        return self._prompted_outputs(self._views()[2], prompt)
+        self.teacher()
+        return self._prompted_outputs(self._bare_prompt if bare else self._own_prompt)
 
     def prompted(self, bare: bool = False) -> Callable[[], None]:
-        """Gives the function of the prompted pass, forward and backward to the prompts.
+        """Return the function of the prompted pass, forward and backward to the prompts.
 
         Args:
             bare (bool): Whether a prompt is no more than one number a channel, in place of the
                 method's layers.
         """
-        prompted = self._views()[2]
         prompt = self._bare_prompt if bare else self._own_prompt
-        gradients = [torch.randn_like(x) for x in self._prompted_outputs(prompted, prompt)]
+        gradients = [torch.randn_like(x) for x in self.prompted_forward(bare)]
 
         def run() -> None:
-            torch.autograd.backward(self._prompted_outputs(prompted, prompt), gradients)
+            torch.autograd.backward(self._prompted_outputs(prompt), gradients)
             self.model.zero_grad(set_to_none=True)
 
         return run
 
-    def _views(self) -> tuple:
-        """Runs the plain teacher on what the student showed in an earlier pass."""
-        with self._precision():
-            if self._records is None:
-                with torch.no_grad():
-                    _, self._records = self.model.record_student(self.inputs, self.samples)
-            return self.model.collect_outputs(self.inputs, self.samples, self._records)
-
-    def _prompted_outputs(self, prompted: Prompted, prompt: Prompt) -> list[Tensor]:
-        images = math.ceil(len(self.inputs) * self.model.distill.prompted_share)
+    def _prompted_outputs(self, prompt: Prompt) -> list[Tensor]:
+        num_images = math.ceil(len(self.inputs) * self.model.distill.prompted_share)
+        teacher = self.model.frozen_teacher
         # Alone, the pass has no plain one to share its beginning with.
-        alone = patch.object(self.model._frozen.prefix, "replaying", lambda *_: nullcontext())
-        with self._precision(), alone:
-            view = prompted(prompt, images)
-        outputs = [x for x in (*view.features, view.logits) if x is not None]
+        teacher.prefix_cache.clear()
+        with self._precision():
+            outputs = teacher.forward_prompted(prompt, num_images)
+        tensors = [x for x in (*outputs.features, outputs.logits) if x is not None]
         # Those before the first prompt have no gradient.
-        return [x for x in outputs if x.requires_grad]
+        return [x for x in tensors if x.requires_grad]
 
     def _own_prompt(self, index: int, x: Tensor) -> Tensor:
         prompts = self.model.distill.prompts

@@ -10,16 +10,17 @@ from mmengine.dist import all_gather_object, get_rank
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 _RESUME_STATE = "distill_resume_state"
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """Saves plain data only, so that checkpoints load with ``weights_only=True``.
+    """Save plain data only, so that checkpoints load with ``weights_only=True``.
 
     mmengine puts pickled ``HistoryBuffer`` objects and NumPy scalars into checkpoints, which
     torch's safe loading refuses. They are saved as tensors and Python numbers, and rebuilt on
@@ -39,7 +40,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._resume_states = None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Replaces everything that is not plain data."""
+        """Replace everything that is not plain data."""
         for key in ("meta", "message_hub", "param_schedulers"):
             if key in checkpoint:
                 checkpoint[key] = _to_plain(checkpoint[key])
@@ -47,7 +48,7 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint[_RESUME_STATE] = self._resume_states
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Rebuilds the histories, and gives the method of this process its state."""
+        """Rebuild the histories, and restore the state of this process's method."""
         scalars = checkpoint.get("message_hub", {}).get("log_scalars", {})
         for name, plain in scalars.items():
             if isinstance(plain, dict):
@@ -55,18 +56,40 @@ class SafeCheckpointHook(CheckpointHook):
                     plain["values"].tolist(), plain["counts"].tolist(), plain["max_length"]
                 )
         method, states = _method(runner), checkpoint.get(_RESUME_STATE, [])
-        if runner._resume and method is not None and get_rank() < len(states):
+        if not runner._resume or method is None:
+            return
+        if get_rank() < len(states):
             method.load_resume_state(states[get_rank()])
+        if "optimizer" in checkpoint:
+            _reshape_scalars(checkpoint["optimizer"], runner.optim_wrapper)
 
 
 def _method(runner: Runner) -> nn.Module | None:
-    """The distillation method of the runner's model, if it has one."""
+    """Return the distillation method of the runner's model, if it has one."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     return getattr(model, "distill", None)
 
 
+def _reshape_scalars(state: dict, optim_wrapper: OptimWrapper) -> None:
+    """Reshape the optimizer's state of parameters that had the shape () in earlier checkpoints.
+
+    Args:
+        state (dict): State of the optimizer, changed in place.
+        optim_wrapper (OptimWrapper): Will load it.
+    """
+    if "param_groups" not in state:  # several optimizers
+        return
+    params = [param for group in optim_wrapper.param_groups for param in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    for index, param in zip(indices, params):
+        values = state["state"].get(index, {})
+        for name, value in values.items():
+            if param.shape == (1,) and isinstance(value, Tensor) and name != "step":
+                values[name] = value.reshape(1)
+
+
 def _to_plain(value: Any) -> Any:
-    """Turns histories and NumPy values inside containers into tensors and Python values."""
+    """Convert histories and NumPy values inside containers into tensors and Python values."""
     if isinstance(value, HistoryBuffer):
         values, counts = value.data
         return dict(

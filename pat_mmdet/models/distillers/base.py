@@ -1,11 +1,11 @@
-"""What distillers of every task have in common."""
+"""Base class of distillers."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from pat_mmdet.models.acceleration.blocks import compile_blocks, recompute_blocks
 from pat_mmdet.models.acceleration.fast_layers import use_fast_layers
-from pat_mmdet.models.methods.base import Prompted
-from pat_mmdet.models.task_modules import PrefixCache, Prompt
-from pat_mmdet.registry import build_method, method_class
-from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+from pat_mmdet.models.distillers.teacher import FrozenTeacher
+from pat_mmdet.models.task_modules import Activations
+from pat_mmdet.registry import build_method
+from pat_mmdet.structures import FeatureSpec, NetworkOutputs, Requires
 from pat_mmdet.utils.checkpoint import load_weights
 from pat_mmdet.utils.config import teacher_model
 
@@ -27,28 +27,8 @@ _METHOD = "distill."
 _STUDENT = "student."
 
 
-class FrozenTeacher:
-    """Keeps the teacher out of the module tree.
-
-    As no :class:`torch.nn.Module`, it adds no parameter, checkpoint entry or optimizer group,
-    and distributed training does not broadcast it. A deep copy (EMA makes one of the whole
-    model) shares it.
-
-    Attributes:
-        network (nn.Module): The teacher, in eval mode and without gradients to its weights.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        network.eval()
-        network.requires_grad_(False)
-        self.network = network
-
-    def __deepcopy__(self, memo: dict) -> FrozenTeacher:
-        return self
-
-
 class BaseDistiller(BaseModel):
-    """Trains a student with a frozen teacher and a method.
+    """Train a student with a frozen teacher and a method.
 
     Checkpoints hold the student's weights under the student's own names, so that they load into
     the plain student, and the method's under ``distill.``. The teacher is not in them.
@@ -64,24 +44,29 @@ class BaseDistiller(BaseModel):
             weights are fetched.
         input_size (Sequence[int], optional): (height, width) of the image on which shapes are
             found. Older configs give it among the arguments of the method.
-        fast_teacher (bool): Whether layers of the teacher are computed in faster forms, which give
-            the same to rounding: see :mod:`pat_mmdet.models.acceleration.fast_layers`.
+        fast_teacher (bool): Whether layers of the teacher are replaced by numerically equivalent
+            faster ones, see :mod:`pat_mmdet.models.acceleration`.
         teacher_dtype (str, optional): ``'bfloat16'`` or ``'float16'`` for the passes of the teacher
             alone; losses and prompts stay in full precision.
         recompute_teacher (bool): Whether the backward pass through the prompted teacher runs its
-            blocks once more instead of keeping what is in them: less memory, more time.
+            blocks once more instead of saving their activations: less memory, more time.
         compile (bool): Whether the blocks of both networks are compiled.
         data_preprocessor (dict, optional): Config for the networks that have none of their own.
             mmengine gives that of the top level of a config.
 
+    Attributes:
+        student (nn.Module): The student.
+        distill (BaseMethod): The method.
+        frozen_teacher (FrozenTeacher): The teacher, which is no submodule.
+
     Raises:
-        FileNotFoundError: If the teacher's checkpoint does not exist.
+        FileNotFoundError: If the teacher's config or checkpoint does not exist.
         ValueError: If the checkpoint does not fit the teacher, or the networks do not fit the
             method.
     """
 
     task: str
-    # Set by DistillWeightHook; without it the method's losses are taken as they are.
+    # Set by DistillWeightHook; without it the method's losses have the weight 1.
     distill_weight: float | None = None
 
     def __init__(
@@ -103,106 +88,91 @@ class BaseDistiller(BaseModel):
                 {"data_preprocessor": deepcopy(data_preprocessor), **cfg}
                 for cfg in (student, teacher)
             )
-        self._teacher_dtype = _half(teacher_dtype)
+        method = task_settings(method, self.task)
+        image = torch.zeros(1, 3, *_one_input_size(input_size, method.pop("input_size", None)))
+        dtype = _half_precision(teacher_dtype)
         network = MODELS.build(student)
         super().__init__(data_preprocessor=network.data_preprocessor)
         self.student = network
-        method = task_settings(method, self.task)
-        input_size = _one_input_size(input_size, method.pop("input_size", None))
-        # With the random state kept, a student begins with the same weights as when it is trained
-        # alone with the same seed.
+        # With the random state restored, a student begins with the same weights as when it is
+        # trained alone with the same seed.
         with torch.random.fork_rng(devices=[]):
-            teacher_network = MODELS.build(teacher)
-            if teacher_checkpoint is None:
-                teacher_network.init_weights()
-            else:
-                load_weights(teacher_network, teacher_checkpoint)
+            teacher = _build_teacher(teacher, teacher_checkpoint)
             if fast_teacher:
-                use_fast_layers(teacher_network)
-            # Through __dict__: an ordinary attribute could be mistaken for a submodule one day.
-            self.__dict__["_frozen"] = FrozenTeacher(teacher_network)
-            self.method_name = method.get("type")
-            self.needs = method_class(method).needed(method)
-            self._same_images = _same_normalisation(
-                self.student.data_preprocessor, teacher_network.data_preprocessor
-            )
-            self._register_hooks()
-            image = torch.zeros(1, 3, *input_size)
-            with _dry_run(self.student, self.teacher):
-                shapes = self._find_shapes(image)
-            self.distill = build_method(method, *shapes)
-            if "prompted" in self.needs:
-                stage = self._teacher_stages[self.distill.first_prompt]
-                self._frozen.prefix = PrefixCache(
-                    self.teacher,
-                    stage.begin,
-                    run=lambda: self.teacher.extract_feat(image),
-                    read=[stage.end for stage in self._teacher_stages if stage.end],
-                )
-            # After the hooks, which compiled code would not have seen otherwise.
+                use_fast_layers(teacher)
+            self.distill = build_method(method)
+            self.frozen_teacher = self._build_frozen_teacher(teacher, dtype)
+            self._build_layers(image)
+            # After all hooks are registered: compiled code does not see later ones.
             if recompute_teacher:
-                recompute_blocks(self.teacher)
+                recompute_blocks(teacher)
             if compile:
                 compile_blocks(self.student)
-                compile_blocks(self.teacher)
+                compile_blocks(teacher)
 
     @property
     def teacher(self) -> nn.Module:
-        """nn.Module: The teacher, which is no submodule."""
-        return self._frozen.network
+        """nn.Module: The network of the teacher."""
+        return self.frozen_teacher.network
 
     @abstractmethod
-    def _register_hooks(self) -> None:
-        """Registers the hooks on student and teacher that the method needs."""
+    def _build_frozen_teacher(self, network: nn.Module, dtype: torch.dtype | None) -> FrozenTeacher:
+        """Register the hooks that the method requires, on the student too.
 
-    @contextmanager
-    def _plain_pass(self) -> Iterator[dict[str, Any]]:
-        """The setting of the plain pass; gives what the prompted one need not compute again."""
-        prefix = self._frozen.prefix.capture() if "prompted" in self.needs else nullcontext({})
-        with torch.no_grad(), self._teacher_precision(), prefix as kept:
-            yield kept
-
-    @contextmanager
-    def _prompting(
-        self, prompt: Prompt, kept: dict[str, Any], images: int | None
-    ) -> Iterator[None]:
-        """Has the teacher run with prompts, from the first of them on."""
-        with (
-            self._teacher_precision(),
-            self._frozen.prompter.prompting(prompt),
-            self._frozen.prefix.replay(kept, images),
-        ):
-            yield
+        Args:
+            network (nn.Module): The teacher, with its weights.
+            dtype (torch.dtype, optional): Half precision of the teacher's passes.
+        """
 
     @abstractmethod
     def _find_shapes(self, image: Tensor) -> tuple[FeatureSpec, FeatureSpec]:
-        """Runs both networks on an image (1, 3, H, W) and gives their shapes."""
+        """Run both networks on an image (1, 3, H, W), and return the student's shapes and its."""
 
     @abstractmethod
+    def _student_outputs(self, activations: Activations, data_samples: list) -> NetworkOutputs:
+        """Return the student's outputs, after the plain pass of the teacher.
+
+        Args:
+            activations (dict[str, list]): What was recorded in the student's pass.
+            data_samples (list): Annotations of the images.
+        """
+
+    def _build_layers(self, image: Tensor) -> None:
+        """Build the method's layers from the shapes for an image (1, 3, H, W)."""
+        with _dry_run(self.student, self.teacher):
+            student, teacher = self._find_shapes(image)
+        self.distill.check_networks(student, teacher)
+        self.distill.build_layers(student, teacher)
+        if Requires.PROMPTS in self.distill.requires:
+            self.frozen_teacher.cache_prefix(self.distill.first_prompted_stage, image)
+
+    def forward_student(
+        self, inputs: Tensor, data_samples: list
+    ) -> tuple[dict[str, Tensor], Activations]:
+        """Run the student in loss mode; return its losses and the recorded activations."""
+        with self._recorder.recording() as activations:
+            losses = self.student(inputs, data_samples, mode="loss")
+        return losses, activations
+
     def collect_outputs(
-        self, inputs: Tensor, data_samples: list, records: dict[str, list]
-    ) -> tuple[NetworkOutputs, NetworkOutputs, Prompted]:
-        """Shows both networks to the method; the plain pass of the teacher is made here.
+        self, inputs: Tensor, data_samples: list, activations: Activations
+    ) -> tuple[NetworkOutputs, NetworkOutputs]:
+        """Run the plain teacher and collect the method's inputs.
 
         Args:
             inputs (Tensor): Normalised images (B, 3, H, W), as the student had them.
             data_samples (list): Their annotations.
-            records (dict[str, list]): What was recorded in the student's one pass.
+            activations (dict[str, list]): What was recorded in the student's pass.
 
         Returns:
-            tuple: The arguments of :meth:`BaseMethod.forward`.
+            tuple[NetworkOutputs, NetworkOutputs]: Of the student, with gradient, and of the
+            teacher.
         """
-
-    def record_student(
-        self, inputs: Tensor, data_samples: list
-    ) -> tuple[dict[str, Tensor], dict[str, list]]:
-        """Trains the student as it would be trained alone; gives its losses and what it showed."""
-        with self._recorder.recording() as records:
-            losses = self.student(inputs, data_samples, mode="loss")
-        return losses, records
+        teacher = self.frozen_teacher.forward(inputs, data_samples, activations)
+        return self._student_outputs(activations, data_samples), teacher
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
-        """Computes the student's own losses and those of the method.
+        """Compute the student's own losses and those of the method.
 
         Args:
             inputs (Tensor): Normalised images (B, 3, H, W), mixed if the student's preprocessor
@@ -211,71 +181,71 @@ class BaseDistiller(BaseModel):
 
         Returns:
             dict[str, Tensor]: All losses by name.
+
+        Raises:
+            ValueError: If the method returns a loss by a name that is not trained, or taken.
         """
-        losses, records = self.record_student(inputs, data_samples)
-        losses.update(
-            self._apply_distill_weight(
-                lambda: self.distill(*self.collect_outputs(inputs, data_samples, records))
-            )
-        )
-        return losses
+        losses, activations = self.forward_student(inputs, data_samples)
+        if self.distill_weight == 0:
+            return {**losses, **self._idle_losses()}
+        student, teacher = self.collect_outputs(inputs, data_samples, activations)
+        distill_losses = self.distill(student, teacher, self.frozen_teacher)
+        self.frozen_teacher.release()
+        self._check_names(distill_losses, losses)
+        return {**losses, **self._apply_distill_weight(distill_losses)}
 
-    def _teacher_precision(self) -> torch.autocast | nullcontext:
-        """The precision of the teacher's passes, if it has one of its own."""
-        if self._teacher_dtype is None:
-            return nullcontext()
-        device = next(self.teacher.parameters()).device.type
-        return torch.autocast(device, dtype=self._teacher_dtype)
+    def _check_names(self, distill_losses: dict[str, Tensor], losses: dict[str, Tensor]) -> None:
+        """Check that the method's losses are trained and hide none of the student's."""
+        method = type(self.distill).__name__
+        for name in distill_losses:
+            if "loss" not in name:
+                raise ValueError(
+                    f"{method} returns {name!r}, which mmengine would log but not train, as only "
+                    f"names with 'loss' in them are summed; rename it to 'loss_{name}'"
+                )
+            if name in losses:
+                raise ValueError(
+                    f"{method} returns {name!r}, which is the name of a loss of "
+                    f"{type(self.student).__name__}; rename it"
+                )
 
-    def _renormalised(self, inputs: Tensor) -> Tensor:
-        """Normalises the student's images (B, 3, H, W) as the teacher's preprocessor would."""
-        if self._same_images:
-            return inputs
-        own_mean, own_std, own_rgb = _normalisation(self.student.data_preprocessor)
-        mean, std, rgb = _normalisation(self.teacher.data_preprocessor)
-        pixels = inputs * own_std.to(inputs) + own_mean.to(inputs)
-        if own_rgb != rgb:
-            pixels = pixels.flip(1)
-        return (pixels - mean.to(inputs)) / std.to(inputs)
+    def _apply_distill_weight(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Multiply the method's losses by the weight of the step, and add it for the log."""
+        if self.distill_weight is None:
+            return losses
+        return {
+            **{name: self.distill_weight * value for name, value in losses.items()},
+            "distill_weight": self._logged_weight(),
+        }
 
-    def _apply_distill_weight(self, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Applies the weight of the step to the method's losses.
+    def _idle_losses(self) -> dict[str, Tensor]:
+        """Return a loss of 0 for a step without the method."""
+        weight = self._logged_weight()
+        # Distributed training waits for a gradient of every parameter.
+        total = sum((param.sum() for param in self.distill.parameters()), weight)
+        return {"loss_distill": 0 * total, "distill_weight": weight}
 
-        Args:
-            compute (Callable): Runs the teacher and the method; not called for the weight 0.
-
-        Returns:
-            dict[str, Tensor]: The losses by name, and the weight for the log.
-        """
-        weight = self.distill_weight
-        if weight is None:
-            return compute()
-        logged = next(self.student.parameters()).new_tensor(weight)
-        if weight == 0:
-            # Distributed training waits for a gradient of every parameter.
-            idle = sum((param.sum() for param in self.distill.parameters()), logged)
-            return {"loss_distill": 0 * idle, "distill_weight": logged}
-        losses = {name: weight * value for name, value in compute().items()}
-        return {**losses, "distill_weight": logged}
+    def _logged_weight(self) -> Tensor:
+        return next(self.student.parameters()).new_tensor(self.distill_weight)
 
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"
     ) -> Any:
-        """Trains with the method in mode ``'loss'``; otherwise runs the student alone."""
+        """Train with the method in mode ``'loss'``; otherwise run the student alone."""
         if mode == "loss":
             return self.loss(inputs, data_samples)
         return self.student(inputs, data_samples, mode=mode)
 
     def train(self, mode: bool = True) -> BaseDistiller:
-        """Sets the mode of student and method; the teacher stays in eval mode."""
+        """Set the mode of student and method; the teacher stays in eval mode."""
         super().train(mode)
         self.teacher.eval()
         return self
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> BaseDistiller:
-        """Moves and casts the teacher with the rest (``.to()``, ``.cuda()``, ``.half()``)."""
+        """Move and cast the teacher with the rest (``.to()``, ``.cuda()``, ``.half()``)."""
         super()._apply(fn, *args, **kwargs)
-        self.teacher._apply(fn, *args, **kwargs)
+        self.frozen_teacher._apply(fn, *args, **kwargs)
         return self
 
     def state_dict(
@@ -285,7 +255,7 @@ class BaseDistiller(BaseModel):
         prefix: str = "",
         keep_vars: bool = False,
     ) -> dict:
-        """Gives the student's entries under their own names and the method's under ``distill.``.
+        """Return the student's entries under their own names and the method's under ``distill.``.
 
         The student is asked as a module on its own, so that hooks which rename its keys (those
         of wrappers of other libraries) do as they would without a distiller.
@@ -304,7 +274,7 @@ class BaseDistiller(BaseModel):
         return destination
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Gives the student's keys the prefix that they have inside this module."""
+        """Give the student's keys the prefix that they have inside this module."""
         for key in [key for key in state_dict if key.startswith(prefix)]:
             name = key[len(prefix) :]
             if not name.startswith((_METHOD, _STUDENT)):
@@ -313,9 +283,19 @@ class BaseDistiller(BaseModel):
 
 
 def task_settings(method: dict, task: str) -> dict:
-    """Merges a method's arguments for one task into the others, which have priority."""
+    """Merge a method's arguments for one task into the others, which have priority."""
     common = {key: method[key] for key in method if key not in ("detection", "classification")}
     return {**method.get(task, {}), **common}
+
+
+def _build_teacher(cfg: dict, checkpoint: str | None) -> nn.Module:
+    """Build the teacher with the weights of its checkpoint, else those of its ``init_cfg``."""
+    network = MODELS.build(cfg)
+    if checkpoint is None:
+        network.init_weights()
+    else:
+        load_weights(network, checkpoint)
+    return network
 
 
 def _one_input_size(size: Sequence[int] | None, of_method: Sequence[int] | None) -> Sequence[int]:
@@ -337,11 +317,11 @@ def _one_input_size(size: Sequence[int] | None, of_method: Sequence[int] | None)
     return of_method if size is None else size
 
 
-def _half(name: str | None) -> torch.dtype | None:
-    """Looks up a half precision.
+def _half_precision(name: str | None) -> torch.dtype | None:
+    """Return a half precision by its name.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the name is unknown.
     """
     known = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
@@ -351,7 +331,7 @@ def _half(name: str | None) -> torch.dtype | None:
 
 @contextmanager
 def _dry_run(*networks: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, leaving the modes as they were."""
+    """Run networks in eval mode without gradient, and restore their modes."""
     modes = [(module, module.training) for net in networks for module in net.modules()]
     for network in networks:
         network.eval()
@@ -359,22 +339,3 @@ def _dry_run(*networks: nn.Module) -> Iterator[None]:
         yield
     for module, training in modes:
         module.training = training
-
-
-def _same_normalisation(own: nn.Module, other: nn.Module) -> bool:
-    """Tells whether two preprocessors give the same images."""
-    return all(
-        a == b if isinstance(a, bool) else torch.equal(a, b)
-        for a, b in zip(_normalisation(own), _normalisation(other))
-    )
-
-
-def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor, bool]:
-    """Gives mean and std (3, 1, 1) and whether the network sees RGB."""
-    if preprocessor._enable_normalize:
-        mean, std = preprocessor.mean, preprocessor.std
-    else:
-        mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
-    # mmdet's and mmpretrain's name for it.
-    swapped = getattr(preprocessor, "_channel_conversion", getattr(preprocessor, "to_rgb", False))
-    return mean, std, swapped

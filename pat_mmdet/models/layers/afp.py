@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -234,12 +236,20 @@ class AdaptiveFeedbackPrompt(nn.Module):
         self.feedback_channels = feedback_channels
         self.prompt = prompt
         gate_only = prompt == "channel"
-        self.beta = nn.Parameter(torch.zeros(()))
+        # Of shape (1,): optimizer settings for one-dimensional parameters hold for it.
+        self.beta = nn.Parameter(torch.zeros(1))
         self.prompter = _GatedConvs(channels, channels, groups, channels, ratio, gate_only)
         if feedback_channels is not None:
             self.fuse = _GatedConvs(2 * channels, channels, 1, 1, ratio, gate_only)
             if feedback_channels != channels:
                 self.adapt = nn.Conv2d(feedback_channels, channels, kernel_size=1)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """Load β of earlier checkpoints too, where it has the shape ()."""
+        beta = state_dict.get(prefix + "beta")
+        if beta is not None and beta.ndim == 0:
+            state_dict[prefix + "beta"] = beta.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def encode_feedback(self, gap: Tensor, size: tuple[int, int]) -> Tensor:
         """Reduces a gap to what ``forward`` needs of it, detached, to be kept for a later step.
@@ -260,7 +270,7 @@ class AdaptiveFeedbackPrompt(nn.Module):
 
         Args:
             x: Input of the stage, shape (B, C, H, W).
-            feedback: What ``summarize`` returned, perhaps for another batch: rows are reused
+            feedback: What ``encode_feedback`` returned, perhaps for another batch: rows are reused
                 cyclically where their number differs, and maps are resized to that of ``x``
                 (shifted means are taken as they are). None stands for zeros, which pass through
                 ``fuse`` all the same, so that its parameters take part in the first step.
@@ -291,7 +301,7 @@ class AdaptiveFeedbackPrompt(nn.Module):
         if self.prompt == "channel" and tuple(feedback.shape[1:]) != form:
             raise ValueError(
                 f"feedback of shape {tuple(feedback.shape)} where prompt='channel' takes "
-                f"(B, {', '.join(map(str, form))}): pass what `summarize` returns"
+                f"(B, {', '.join(map(str, form))}): pass what `encode_feedback` returns"
             )
 
     def _channel_prompt(self, x: Tensor, feedback: Tensor | None) -> Tensor:

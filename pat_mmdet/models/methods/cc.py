@@ -1,18 +1,18 @@
-"""CC: how neighbours in a batch relate (Peng et al., ICCV 2019)."""
+"""CC: correlation congruence (Peng et al., ICCV 2019)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from pat_mmdet.models.losses import correlation_loss
-from pat_mmdet.models.methods.base import BaseMethod, Prompted
+from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
-from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
 
 
 @METHODS.register_module()
 class CC(BaseMethod):
-    """Matches the embeddings of samples that are neighbours in the batch.
+    """Match the embeddings of samples that are neighbours in the batch.
 
     Source: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, in the form
     that comparisons of methods use: ``mean_i Σ_d |δ_i| · |δ_{i+1}|`` with ``δ = s − t``, see
@@ -21,30 +21,26 @@ class CC(BaseMethod):
     rows are the student's N sampled RoIs.
 
     Args:
-        student (FeatureSpec): Shapes of the student.
-        teacher (FeatureSpec): Shapes of the teacher.
         width (int): Width in which the embeddings are compared.
         cc_weight (float): Weight of the loss.
     """
 
-    needs = frozenset({"embedding"})
+    requires = Requires.EMBEDDING
 
-    def __init__(
-        self,
-        student: FeatureSpec,
-        teacher: FeatureSpec,
-        width: int = 128,
-        cc_weight: float = 0.02,
-    ) -> None:
-        super().__init__(student, teacher)
+    def __init__(self, width: int = 128, cc_weight: float = 0.02) -> None:
+        super().__init__()
+        self.width = width
         self.cc_weight = cc_weight
-        self.student_layer = nn.Linear(student.embedding, width)
-        self.teacher_layer = nn.Linear(teacher.embedding, width)
+
+    def build_layers(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        """Build the layers to the common width; arguments as in :class:`BaseMethod`."""
+        self.student_layer = nn.Linear(student.embedding, self.width)
+        self.teacher_layer = nn.Linear(teacher.embedding, self.width)
 
     def forward(
-        self, student: NetworkOutputs, teacher: NetworkOutputs, prompted: Prompted
+        self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
     ) -> dict[str, Tensor]:
-        """Gives ``loss_cc``; arguments as in :class:`BaseMethod`."""
+        """Return ``loss_cc``; arguments as in :class:`BaseMethod`."""
         loss = correlation_loss(
             self.student_layer(student.embedding), self.teacher_layer(teacher.embedding)
         )

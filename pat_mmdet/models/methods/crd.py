@@ -1,4 +1,4 @@
-"""CRD: telling an image from others in the other network's memory (Tian et al., ICLR 2020)."""
+"""CRD: contrastive representation distillation (Tian et al., ICLR 2020)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from mmengine.dist import all_gather, all_reduce
 from torch import Tensor, nn
 
 from pat_mmdet.models.losses import crd_loss
-from pat_mmdet.models.methods.base import BaseMethod, Prompted
+from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
-from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
 
 _BANKS = ("bank_student", "bank_teacher")
 _CONSTANTS = ("z_student", "z_teacher")
 
 
 class _Memory:
-    """Keeps tensors out of the module tree.
+    """Hold tensors outside of the module tree.
 
-    They are as large as the data set is long. As no buffers, they are not sent to all processes
-    before each step, and EMA, which averages buffers, leaves them alone. A deep copy (EMA makes
-    one of the whole model) shares them, and leaves it to the original to save and load them.
+    They grow with the data set. As they are no buffers, they are not broadcast before each step,
+    and EMA does not average them. A deep copy (EMA makes one of the whole model) shares them; the
+    original alone saves and loads them.
 
     Attributes:
         tensors (dict[str, Tensor]): The tensors by name.
@@ -42,7 +42,7 @@ class _Memory:
 
 @METHODS.register_module()
 class CRD(BaseMethod):
-    """Finds an image's own row among random rows of a memory of the other network's embeddings.
+    """Contrast each image with random images in a memory of the other network's embeddings.
 
     Source: Tian et al., Contrastive Representation Distillation, ICLR 2020, section 3, with the
     noise contrastive estimate of its published code, see :func:`crd_loss`. A
@@ -65,8 +65,6 @@ class CRD(BaseMethod):
     the rows it reads: 2.1 GB at B = 128 with the defaults.
 
     Args:
-        student (FeatureSpec): Shapes of the student.
-        teacher (FeatureSpec): Shapes of the teacher.
         num_data (int): Number of images of the training set; indices are smaller.
         width (int): Width in which the embeddings are compared.
         num_negatives (int): Negatives for each image, k of the paper.
@@ -75,12 +73,10 @@ class CRD(BaseMethod):
         crd_weight (float): Weight of the loss, the sum of both directions.
     """
 
-    needs = frozenset({"embedding", "indices"})
+    requires = Requires.EMBEDDING | Requires.INDICES
 
     def __init__(
         self,
-        student: FeatureSpec,
-        teacher: FeatureSpec,
         num_data: int,
         width: int = 128,
         num_negatives: int = 16384,
@@ -88,14 +84,13 @@ class CRD(BaseMethod):
         temperature: float = 0.07,
         crd_weight: float = 1.0,
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__()
         self.num_data = num_data
+        self.width = width
         self.num_negatives = num_negatives
         self.momentum = momentum
         self.temperature = temperature
         self.crd_weight = crd_weight
-        self.student_layer = nn.Linear(student.embedding, width)
-        self.teacher_layer = nn.Linear(teacher.embedding, width)
         # A generator of its own: every process begins with the same banks.
         generator = torch.Generator().manual_seed(0)
         tensors = {name: torch.randn(num_data, width, generator=generator) for name in _BANKS}
@@ -106,10 +101,15 @@ class CRD(BaseMethod):
         self._memory = _Memory(tensors)
         self._started = False
 
+    def build_layers(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        """Build the layers to the common width; arguments as in :class:`BaseMethod`."""
+        self.student_layer = nn.Linear(student.embedding, self.width)
+        self.teacher_layer = nn.Linear(teacher.embedding, self.width)
+
     def forward(
-        self, student: NetworkOutputs, teacher: NetworkOutputs, prompted: Prompted
+        self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
     ) -> dict[str, Tensor]:
-        """Gives ``loss_crd``; arguments as in :class:`BaseMethod`.
+        """Return ``loss_crd``; arguments as in :class:`BaseMethod`.
 
         Raises:
             ValueError: If there is not one index for each row of the embedding, or, in the first
@@ -117,21 +117,24 @@ class CRD(BaseMethod):
         """
         self._check(student.indices, student.embedding)
         rows = torch.cat([student.indices[:, None], self.draw_negatives(student.indices)], 1)
-        own = F.normalize(self.student_layer(student.embedding).float(), dim=1)
-        target = F.normalize(self.teacher_layer(teacher.embedding).float(), dim=1)
+        student_rows = F.normalize(self.student_layer(student.embedding).float(), dim=1)
+        teacher_rows = F.normalize(self.teacher_layer(teacher.embedding).float(), dim=1)
         bank_student, bank_teacher = (self._memory.tensors[name] for name in _BANKS)
-        scores = _scores(own, bank_teacher, rows), _scores(target, bank_student, rows)
+        scores = (
+            _scores(student_rows, bank_teacher, rows),
+            _scores(teacher_rows, bank_student, rows),
+        )
         if not self._started:
             self._set_constants(scores)
             self._started = True
         constants = (self._memory.tensors[name] for name in _CONSTANTS)
         loss = crd_loss(*scores, *constants, self.temperature, self.num_data)
         if self.training:
-            self._update(student.indices, own, target)
+            self._update(student.indices, student_rows, teacher_rows)
         return {"loss_crd": self.crd_weight * loss}
 
     def draw_negatives(self, indices: Tensor) -> Tensor:
-        """Draws rows of the banks, with torch's generator of the device.
+        """Draw rows of the banks, with torch's generator of the device.
 
         Args:
             indices (Tensor): The images' own rows, (B,).
@@ -158,7 +161,7 @@ class CRD(BaseMethod):
 
     @torch.no_grad()
     def _set_constants(self, scores: tuple[Tensor, Tensor]) -> None:
-        """Takes Z from the scores of all processes, unless a checkpoint brought it."""
+        """Set Z by the scores of all processes, unless it was loaded."""
         means = torch.stack([(score / self.temperature).exp().mean() for score in scores])
         all_reduce(means, op="mean")
         for name, mean in zip(_CONSTANTS, means):
@@ -166,10 +169,10 @@ class CRD(BaseMethod):
             z.copy_(torch.where(z < 0, mean * self.num_data, z))
 
     @torch.no_grad()
-    def _update(self, indices: Tensor, own: Tensor, target: Tensor) -> None:
-        """Moves the rows of the images of all processes; own and target are (B, width)."""
+    def _update(self, indices: Tensor, student_rows: Tensor, teacher_rows: Tensor) -> None:
+        """Update the banks by the rows (B, width) of the images of all processes."""
         indices = torch.cat(all_gather(indices))
-        new = torch.cat(all_gather(torch.stack([own, target])), 1)
+        new = torch.cat(all_gather(torch.stack([student_rows, teacher_rows])), 1)
         # Equal indices, as samplers give to fill up an epoch, all write what the last has: which
         # write wins is left open on CUDA, and could differ from process to process.
         order = torch.arange(len(indices), device=indices.device)
@@ -182,7 +185,7 @@ class CRD(BaseMethod):
             bank[indices] = torch.where(moved.isfinite().all(1, keepdim=True), moved, old)
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> CRD:
-        """Moves the memory to the device of the rest; it stays in float32."""
+        """Move the memory to the device of the parameters; it stays in float32."""
         super()._apply(fn, *args, **kwargs)
         tensors = self._memory.tensors
         for name, tensor in tensors.items():
@@ -191,7 +194,7 @@ class CRD(BaseMethod):
 
     @contextmanager
     def _memory_as_buffers(self) -> Iterator[None]:
-        """Lets torch save and load the memory of the original as it does with buffers."""
+        """Register the memory of the original as buffers, for torch to save and load."""
         tensors = self._memory.tensors if self._memory.original else {}
         self._buffers.update(tensors)
         try:
@@ -215,6 +218,6 @@ class CRD(BaseMethod):
 
 
 def _scores(x: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
-    """Inner products of (B, D) with k + 1 rows each of a bank (n, D), in float32: (B, k + 1)."""
+    """Return inner products (B, k + 1) of (B, D) with rows of a bank (n, D), in float32."""
     with torch.autocast(device_type=x.device.type, enabled=False):
         return (F.embedding(rows, bank) @ x[:, :, None]).squeeze(2)

@@ -1,4 +1,4 @@
-"""CWD: where each channel is active (Shu et al., ICCV 2021)."""
+"""CWD: channel-wise distillation (Shu et al., ICCV 2021)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pat_mmdet.models.layers import ChannelProjector
-from pat_mmdet.models.methods.base import BaseMethod, Prompted
+from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
-from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
 
 
 @METHODS.register_module()
 class CWD(BaseMethod):
-    """Matches each channel's distribution over the positions of the map.
+    """Match each channel's distribution over the positions of the map.
 
     Source: Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021,
     section "Channel-wise distillation". A softmax over the H·W positions, at a temperature, makes
@@ -25,42 +25,37 @@ class CWD(BaseMethod):
     MMRazor's config for Faster R-CNN, which has five levels as well.
 
     Args:
-        student (FeatureSpec): Shapes of the student.
-        teacher (FeatureSpec): Shapes of the teacher.
         fd_weight (float): Weight of the loss, the sum over levels.
         temperature (float): Temperature of both distributions.
     """
 
-    needs = frozenset({"features"})
+    requires = Requires.FEATURES
 
-    def __init__(
-        self,
-        student: FeatureSpec,
-        teacher: FeatureSpec,
-        fd_weight: float = 10.0,
-        temperature: float = 1.0,
-    ) -> None:
-        super().__init__(student, teacher)
+    def __init__(self, fd_weight: float = 10.0, temperature: float = 1.0) -> None:
+        super().__init__()
         self.fd_weight = fd_weight
         self.temperature = temperature
+
+    def build_layers(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        """Build the projectors; arguments as in :class:`BaseMethod`."""
         # Without a bias, since the softmax would remove it.
         self.projectors = nn.ModuleList(
-            ChannelProjector(own[0], target[0], bias=False)
-            for own, target in zip(student.features, teacher.features)
+            ChannelProjector(student_shape[0], teacher_shape[0], bias=False)
+            for student_shape, teacher_shape in zip(student.features, teacher.features)
         )
 
     def forward(
-        self, student: NetworkOutputs, teacher: NetworkOutputs, prompted: Prompted
+        self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
     ) -> dict[str, Tensor]:
-        """Gives ``loss_fd``; arguments as in :class:`BaseMethod`."""
+        """Return ``loss_fd``; arguments as in :class:`BaseMethod`."""
         divergences = [
-            self._divergence(projector(own, target.shape[-2:]).float(), target.float())
-            for projector, own, target in zip(self.projectors, student.features, teacher.features)
+            self._divergence(projector(x, y.shape[-2:]).float(), y.float())
+            for projector, x, y in zip(self.projectors, student.features, teacher.features)
         ]
         return {"loss_fd": self.fd_weight * sum(divergences)}
 
-    def _divergence(self, own: Tensor, target: Tensor) -> Tensor:
-        """``T² · KL`` of two maps (B, C, H, W), the mean over B and C."""
-        s, t = ((x.flatten(2) / self.temperature).log_softmax(2) for x in (own, target))
+    def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return ``T² · KL`` of two maps (B, C, H, W), the mean over B and C."""
+        s, t = ((x.flatten(2) / self.temperature).log_softmax(2) for x in (student, teacher))
         kl = F.kl_div(s, t, reduction="sum", log_target=True)
-        return self.temperature**2 * kl / max(len(own) * own.shape[1], 1)
+        return self.temperature**2 * kl / max(len(student) * student.shape[1], 1)

@@ -1,18 +1,18 @@
-"""DIST: matching relations instead of values (Huang et al., NeurIPS 2022)."""
+"""DIST: distillation from a stronger teacher (Huang et al., NeurIPS 2022)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from pat_mmdet.models.losses import dist_loss
-from pat_mmdet.models.methods.base import BaseMethod, Prompted
+from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
-from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+from pat_mmdet.structures import NetworkOutputs, PromptableTeacher, Requires
 
 
 @METHODS.register_module()
 class DIST(BaseMethod):
-    """Correlates the class distributions of student and teacher, along rows and along columns.
+    """Correlate the class distributions of student and teacher, along rows and along columns.
 
     Source: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, the
     relations between classes and within a class: ``T² · (beta · (1 − mean row Pearson) +
@@ -21,35 +21,31 @@ class DIST(BaseMethod):
     row is an RoI, a column one class over all RoIs of the batch. The defaults are the paper's.
 
     Args:
-        student (FeatureSpec): Shapes of the student.
-        teacher (FeatureSpec): Shapes of the teacher.
         beta (float): Weight of the relation between the classes of a row.
         gamma (float): Weight of the relation between the rows of a class.
         temperature (float): Temperature of both distributions.
         kd_weight (float): Weight of the sum.
     """
 
-    needs = frozenset({"logits"})
+    requires = Requires.LOGITS
 
     def __init__(
         self,
-        student: FeatureSpec,
-        teacher: FeatureSpec,
         beta: float = 1.0,
         gamma: float = 1.0,
         temperature: float = 1.0,
         kd_weight: float = 1.0,
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__()
         self.beta = beta
         self.gamma = gamma
         self.temperature = temperature
         self.kd_weight = kd_weight
 
     def forward(
-        self, student: NetworkOutputs, teacher: NetworkOutputs, prompted: Prompted
+        self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
     ) -> dict[str, Tensor]:
-        """Gives ``loss_kd``; arguments as in :class:`BaseMethod`."""
+        """Return ``loss_kd``; arguments as in :class:`BaseMethod`."""
         loss = dist_loss(
             student.logits,
             teacher.logits,

@@ -1,18 +1,18 @@
-"""DKD: the target class and the other classes apart (Zhao et al., CVPR 2022)."""
+"""DKD: decoupled knowledge distillation (Zhao et al., CVPR 2022)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from pat_mmdet.models.losses import dkd_loss
-from pat_mmdet.models.methods.base import BaseMethod, Prompted
+from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
-from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+from pat_mmdet.structures import NetworkOutputs, PromptableTeacher, Requires
 
 
 @METHODS.register_module()
 class DKD(BaseMethod):
-    """Matches how sure the networks are of the label, and how they rank the other classes.
+    """Match the probability of the label, and the distribution over the other classes.
 
     Source: Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, Eq. 7:
     ``T² · (alpha · TCKD + beta · NCKD)``, see :func:`dkd_loss`. In detection
@@ -21,35 +21,31 @@ class DKD(BaseMethod):
     other, the last one. The defaults are the paper's for classification.
 
     Args:
-        student (FeatureSpec): Shapes of the student.
-        teacher (FeatureSpec): Shapes of the teacher.
         alpha (float): Weight of TCKD, on the target against all the rest.
         beta (float): Weight of NCKD, on the distribution over the other classes.
         temperature (float): Temperature of all distributions.
         kd_weight (float): Weight of the sum.
     """
 
-    needs = frozenset({"logits"})
+    requires = Requires.LOGITS
 
     def __init__(
         self,
-        student: FeatureSpec,
-        teacher: FeatureSpec,
         alpha: float = 1.0,
         beta: float = 2.0,
         temperature: float = 1.0,
         kd_weight: float = 1.0,
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__()
         self.alpha = alpha
         self.beta = beta
         self.temperature = temperature
         self.kd_weight = kd_weight
 
     def forward(
-        self, student: NetworkOutputs, teacher: NetworkOutputs, prompted: Prompted
+        self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
     ) -> dict[str, Tensor]:
-        """Gives ``loss_kd``; arguments as in :class:`BaseMethod`."""
+        """Return ``loss_kd``; arguments as in :class:`BaseMethod`."""
         loss = dkd_loss(
             student.logits,
             teacher.logits,

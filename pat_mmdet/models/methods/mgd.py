@@ -1,4 +1,4 @@
-"""MGD: generating the teacher's map from a masked one (Yang et al., ECCV 2022)."""
+"""MGD: masked generative distillation (Yang et al., ECCV 2022)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pat_mmdet.models.layers import ChannelProjector
-from pat_mmdet.models.methods.base import BaseMethod, Prompted
+from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
-from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
 
 
 @METHODS.register_module()
 class MGD(BaseMethod):
-    """Hides positions of the student's map and lets a small block restore the teacher's.
+    """Mask positions of the student's map, and restore the teacher's by a small block.
 
     Source: Yang et al., Masked Generative Distillation, ECCV 2022, section 3. In each step and
     for each image and level, every position of the student's map (B, C, H, W) is set to zero
@@ -29,8 +29,6 @@ class MGD(BaseMethod):
     levels count); those for one-stage detectors are ``fd_weight=2e-5, mask_ratio=0.65``.
 
     Args:
-        student (FeatureSpec): Shapes of the student.
-        teacher (FeatureSpec): Shapes of the teacher.
         fd_weight (float): Weight of the loss (α of the paper). It is small because the squared
             error is a sum.
         mask_ratio (float): Share of the positions that is hidden, from 0 to less than 1.
@@ -39,16 +37,10 @@ class MGD(BaseMethod):
         ValueError: If ``mask_ratio`` is out of range.
     """
 
-    needs = frozenset({"features"})
+    requires = Requires.FEATURES
 
-    def __init__(
-        self,
-        student: FeatureSpec,
-        teacher: FeatureSpec,
-        fd_weight: float = 5e-7,
-        mask_ratio: float = 0.45,
-    ) -> None:
-        super().__init__(student, teacher)
+    def __init__(self, fd_weight: float = 5e-7, mask_ratio: float = 0.45) -> None:
+        super().__init__()
         if not 0 <= mask_ratio < 1:
             raise ValueError(
                 f"mask_ratio={mask_ratio}: give the share of hidden positions, from 0 to less "
@@ -56,30 +48,33 @@ class MGD(BaseMethod):
             )
         self.fd_weight = fd_weight
         self.mask_ratio = mask_ratio
+
+    def build_layers(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        """Build the projectors and generators; arguments as in :class:`BaseMethod`."""
         self.projectors = nn.ModuleList(
-            ChannelProjector(own[0], target[0])
-            for own, target in zip(student.features, teacher.features)
+            ChannelProjector(student_shape[0], teacher_shape[0])
+            for student_shape, teacher_shape in zip(student.features, teacher.features)
         )
         self.generators = nn.ModuleList(_generator(shape[0]) for shape in teacher.features)
 
     def forward(
-        self, student: NetworkOutputs, teacher: NetworkOutputs, prompted: Prompted
+        self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
     ) -> dict[str, Tensor]:
-        """Gives ``loss_fd``; arguments as in :class:`BaseMethod`."""
+        """Return ``loss_fd``; arguments as in :class:`BaseMethod`."""
         distances = []
-        for projector, generator, own, target in zip(
+        for projector, generator, x, y in zip(
             self.projectors, self.generators, student.features, teacher.features
         ):
-            own = projector(own, target.shape[-2:])
-            drawn = torch.rand(len(own), 1, *own.shape[2:], device=own.device)
-            restored = generator(own * (drawn >= self.mask_ratio))
-            error = F.mse_loss(restored.float(), target.float(), reduction="sum")
-            distances.append(error / max(len(own), 1))
+            x = projector(x, y.shape[-2:])
+            drawn = torch.rand(len(x), 1, *x.shape[2:], device=x.device)
+            restored = generator(x * (drawn >= self.mask_ratio))
+            error = F.mse_loss(restored.float(), y.float(), reduction="sum")
+            distances.append(error / max(len(x), 1))
         return {"loss_fd": self.fd_weight * sum(distances)}
 
 
 def _generator(channels: int) -> nn.Sequential:
-    """The block that restores a map (B, C, H, W)."""
+    """Build the block that restores a map (B, C, H, W)."""
     return nn.Sequential(
         nn.Conv2d(channels, channels, kernel_size=3, padding=1),
         nn.ReLU(inplace=True),

@@ -1,10 +1,9 @@
-"""Perspective-Aware Teaching (ICCV 2025): region-aware attention and feedback prompts."""
+"""PAT: perspective-aware teaching, by region-aware attention and feedback prompts (ICCV 2025)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -15,16 +14,16 @@ from pat_mmdet.models.layers import (
     TokenAligner,
 )
 from pat_mmdet.models.losses import hcl_loss, kd_loss
-from pat_mmdet.models.methods.base import BaseMethod, Prompted
+from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
-from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
 
 _FEEDBACKS = ("previous", "current", "none")
 
 
 @METHODS.register_module()
 class PAT(BaseMethod):
-    """Aligns views by attention over regions, and lets the teacher adapt by prompts.
+    """Align features by attention over regions, and adapt the teacher by prompts.
 
     Source: Perspective-Aware Teaching, ICCV 2025. The loss added to the student's own is
     ``kd_weight · L_KL + fd_weight · L_FD + reg_weight · L_Reg``: KL of the student to the plain
@@ -34,15 +33,13 @@ class PAT(BaseMethod):
     The feedback of a stage is the gap between the aligned student's and the teacher's feature,
     without gradient. A stage's feature is the one nearest to its output in size: P2 to P5 for the
     stages of a pyramid that begins at P2. ``'previous'`` takes the gap of the process's last batch
-    (each forward is one: under gradient accumulation the last micro-batch): zeros at the first
-    step, rows reused in turn for another batch size, maps resized for another size. It is saved in
+    (each forward is one: under gradient accumulation the last micro-batch): zeros in the first
+    step; recycled cyclically if the batch size changes, and resized with the maps. It is saved in
     checkpoints for ``prompt='channel'``; for ``'spatial'`` (about 90 MB an image at 800×1333) it is
     not, and begins with zeros after a resume. ``'current'`` takes the gap of the same images to the
     plain teacher.
 
     Args:
-        student (FeatureSpec): Shapes of the student.
-        teacher (FeatureSpec): Shapes of the teacher.
         prompt (str): ``'channel'`` or ``'spatial'``, see :class:`AdaptiveFeedbackPrompt`.
         feedback (str): ``'previous'``, ``'current'`` or ``'none'``.
         afp_stages (Sequence[int], optional): Indices of the teacher's stages with a prompt;
@@ -59,15 +56,11 @@ class PAT(BaseMethod):
         temperature (float): Temperature of both KL terms.
 
     Raises:
-        ValueError: If an option is unknown or a stage does not exist.
+        ValueError: If an option is unknown or out of range.
     """
-
-    needs = frozenset({"features", "logits", "teacher_logits", "prompted"})
 
     def __init__(
         self,
-        student: FeatureSpec,
-        teacher: FeatureSpec,
         prompt: str = "channel",
         feedback: str = "previous",
         afp_stages: Sequence[int] | None = None,
@@ -79,80 +72,93 @@ class PAT(BaseMethod):
         reg_weight: float = 1.0,
         temperature: float = 1.0,
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__()
         if feedback not in _FEEDBACKS:
             raise ValueError(f"unknown feedback {feedback!r}; known: {', '.join(_FEEDBACKS)}")
+        if not 0 < prompted_share <= 1:
+            raise ValueError(f"prompted_share={prompted_share} is not above 0 and at most 1")
+        self.prompt = prompt
+        self.feedback = feedback
+        self.afp_stages = afp_stages
+        self.prompted_share = prompted_share
+        self.raa_grid = raa_grid
+        self.raa_dim = raa_dim
+        self.kd_weight = kd_weight
+        self.fd_weight = fd_weight
+        self.reg_weight = reg_weight
+        self.temperature = temperature
+        # A plain dict: its tensors change their shapes, and differ between processes.
+        self._previous: dict[str, Tensor] = {}
+
+    @property
+    def requires(self) -> Requires:
+        """Requires: Features and prompts, and the logits of terms whose weight is not 0."""
+        requires = Requires.FEATURES | Requires.PROMPTS
+        if self.kd_weight:
+            return requires | Requires.LOGITS
+        return requires | Requires.TEACHER_LOGITS if self.reg_weight else requires
+
+    def build_layers(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        """Build RAA, the aligners and the prompts; arguments as in :class:`BaseMethod`.
+
+        Raises:
+            ValueError: If a stage does not exist, or shapes do not fit an option.
+        """
         num_stages = len(teacher.stage_inputs)
-        stages = range(num_stages) if afp_stages is None else afp_stages
+        stages = range(num_stages) if self.afp_stages is None else self.afp_stages
         if not stages or not set(stages) <= set(range(num_stages)):
             raise ValueError(
                 f"afp_stages={tuple(stages)}: the teacher has the stages 0 to {num_stages - 1}; "
                 "name one at least"
             )
-        if not 0 < prompted_share <= 1:
-            raise ValueError(f"prompted_share={prompted_share} is not above 0 and at most 1")
-        self.first_prompt = min(stages)
-        self.prompted_share = prompted_share
-        self.feedback = feedback
+        self.first_prompted_stage = min(stages)
         self.stage_features = teacher.stage_features
-        self.kd_weight = kd_weight
-        self.fd_weight = fd_weight
-        self.reg_weight = reg_weight
-        self.temperature = temperature
         self.raa = RegionAwareAttention(
             [shape[0] for shape in student.features],
             [shape[1:] for shape in student.features],
-            grid=raa_grid,
-            dim=raa_dim,
+            grid=self.raa_grid,
+            dim=self.raa_dim,
         )
         self.aligners = nn.ModuleList(
-            TokenAligner(raa_dim, raa_grid**2, shape[0], shape[1:])
+            TokenAligner(self.raa_dim, self.raa_grid**2, shape[0], shape[1:])
             if teacher.tokens
-            else MapAligner(raa_dim, shape[0])
+            else MapAligner(self.raa_dim, shape[0])
             for shape in teacher.features
         )
+        feedback_channels = [
+            None if self.feedback == "none" else teacher.features[level][0]
+            for level in teacher.stage_features
+        ]
         self.prompts = nn.ModuleDict(
             {
                 str(stage): AdaptiveFeedbackPrompt(
-                    teacher.stage_inputs[stage][0],
-                    None if feedback == "none" else teacher.features[self.stage_features[stage]][0],
-                    prompt=prompt,
+                    teacher.stage_inputs[stage][0], feedback_channels[stage], prompt=self.prompt
                 )
                 for stage in stages
             }
         )
-        self._resumable = prompt == "channel" and feedback == "previous"
-        # A plain dict: it changes its shape from step to step and concerns one process alone.
-        self._previous: dict[str, Tensor] = {}
-
-    @classmethod
-    def needed(cls, settings: Mapping[str, Any]) -> frozenset[str]:
-        """Features and prompts, and the logits of the terms with a weight other than 0."""
-        off = {"logits"} if settings.get("kd_weight") == 0 else set()
-        if off and settings.get("reg_weight") == 0:
-            off.add("teacher_logits")
-        return cls.needs - off
 
     def forward(
-        self, student: NetworkOutputs, teacher: NetworkOutputs, prompted: Prompted
+        self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
     ) -> dict[str, Tensor]:
-        """Gives ``loss_fd``, and ``loss_kd`` and ``loss_reg`` if they have a weight.
+        """Return ``loss_fd``, and ``loss_kd`` and ``loss_reg`` if they have a weight.
 
         Arguments as in :class:`BaseMethod`.
         """
         aligned = [
-            aligner(tokens, target.shape[-2:])
-            for aligner, tokens, target in zip(
+            aligner(regions, feature.shape[-2:])
+            for aligner, regions, feature in zip(
                 self.aligners, self.raa(student.features), teacher.features
             )
         ]
-        batch = len(aligned[0])
-        images = math.ceil(batch * self.prompted_share)
+        num_images = math.ceil(len(aligned[0]) * self.prompted_share)
         sizes: dict[str, Sequence[int]] = {}
 
-        def gap(stage: int, view: NetworkOutputs) -> Tensor:
-            level = self.stage_features[stage]
-            return aligned[level][:images].detach() - view.features[level][:images].detach()
+        def encode_gap(stage: str, outputs: NetworkOutputs) -> Tensor:
+            level = self.stage_features[int(stage)]
+            student_feature = aligned[level][:num_images].detach()
+            gap = student_feature - outputs.features[level][:num_images].detach()
+            return self.prompts[stage].encode_feedback(gap, sizes[stage])
 
         def prompt(index: int, x: Tensor) -> Tensor:
             stage = str(index)
@@ -161,39 +167,46 @@ class PAT(BaseMethod):
             sizes[stage] = x.shape[-2:]
             feedback = self._previous.get(stage)
             if self.feedback == "current":
-                feedback = self.prompts[stage].encode_feedback(gap(index, teacher), sizes[stage])
+                feedback = encode_gap(stage, teacher)
             return self.prompts[stage](x, feedback)
 
-        adapted = prompted(prompt) if images == batch else prompted(prompt, images)
+        prompted = frozen_teacher.forward_prompted(prompt, num_images)
         if self.feedback == "previous":
-            self._previous = {
-                stage: self.prompts[stage].encode_feedback(gap(int(stage), adapted), size)
-                for stage, size in sizes.items()
-            }
-        distance = sum(
-            hcl_loss(own[:images], target) for own, target in zip(aligned, adapted.features)
-        )
-        if images < batch:
-            plain = sum(
-                hcl_loss(own[images:], target[images:])
-                for own, target in zip(aligned, teacher.features)
-            )
-            distance = (images * distance + (batch - images) * plain) / batch
+            self._previous = {stage: encode_gap(stage, prompted) for stage in sizes}
+        distance = self._feature_distance(aligned, teacher, prompted, num_images)
         losses = {"loss_fd": self.fd_weight * distance}
-        for name, weight, view in (
+        for name, weight, outputs in (
             ("loss_kd", self.kd_weight, student),
-            ("loss_reg", self.reg_weight, adapted),
+            ("loss_reg", self.reg_weight, prompted),
         ):
             if weight:
-                target = teacher.logits[: len(view.logits)]
-                losses[name] = weight * kd_loss(view.logits, target, self.temperature)
+                teacher_logits = teacher.logits[: len(outputs.logits)]
+                losses[name] = weight * kd_loss(outputs.logits, teacher_logits, self.temperature)
         return losses
 
+    @staticmethod
+    def _feature_distance(
+        aligned: Sequence[Tensor],
+        teacher: NetworkOutputs,
+        prompted: NetworkOutputs,
+        num_images: int,
+    ) -> Tensor:
+        """Return the distance of aligned features, the first images to the prompted teacher."""
+        batch = len(aligned[0])
+        distance = sum(hcl_loss(x[:num_images], y) for x, y in zip(aligned, prompted.features))
+        if num_images == batch:
+            return distance
+        plain = sum(
+            hcl_loss(x[num_images:], y[num_images:]) for x, y in zip(aligned, teacher.features)
+        )
+        return (num_images * distance + (batch - num_images) * plain) / batch
+
     def resume_state(self) -> dict[str, Tensor]:
-        """The feedback of the last batch, for ``prompt='channel'``."""
-        return dict(self._previous) if self._resumable else {}
+        """Return the feedback of the last batch, for ``prompt='channel'``."""
+        resumable = self.prompt == "channel" and self.feedback == "previous"
+        return dict(self._previous) if resumable else {}
 
     def load_resume_state(self, state: dict[str, Tensor]) -> None:
-        """Takes back what :meth:`resume_state` gave, on the device of the parameters."""
+        """Restore the feedback on the device of the parameters."""
         device = next(self.parameters()).device
         self._previous = {stage: value.to(device) for stage, value in state.items()}

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pat_mmdet.models.layers import ChannelProjector
-from pat_mmdet.models.methods.base import BaseMethod, Prompted
+from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
-from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
 
 
 @METHODS.register_module()
 class PKD(BaseMethod):
-    """Matches feature maps up to the scale and offset of each channel.
+    """Match feature maps up to the scale and offset of each channel.
 
     Source: Cao et al., PKD: General Distillation Framework for Object Detectors via Pearson
     Correlation Coefficient, NeurIPS 2022, the loss on FPN levels. Each channel of a map
@@ -28,41 +28,42 @@ class PKD(BaseMethod):
     configs, which use the first four levels; here all levels count.
 
     Args:
-        student (FeatureSpec): Shapes of the student.
-        teacher (FeatureSpec): Shapes of the teacher.
         fd_weight (float): Weight of the loss, the sum over levels.
     """
 
-    needs = frozenset({"features"})
+    requires = Requires.FEATURES
 
-    def __init__(self, student: FeatureSpec, teacher: FeatureSpec, fd_weight: float = 6.0) -> None:
-        super().__init__(student, teacher)
+    def __init__(self, fd_weight: float = 6.0) -> None:
+        super().__init__()
         self.fd_weight = fd_weight
-        # Without a bias, since the loss does not see it.
+
+    def build_layers(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        """Build the projectors; arguments as in :class:`BaseMethod`."""
+        # Without a bias, since the loss does not depend on it.
         self.projectors = nn.ModuleList(
-            ChannelProjector(own[0], target[0], bias=False)
-            for own, target in zip(student.features, teacher.features)
+            ChannelProjector(student_shape[0], teacher_shape[0], bias=False)
+            for student_shape, teacher_shape in zip(student.features, teacher.features)
         )
 
     def forward(
-        self, student: NetworkOutputs, teacher: NetworkOutputs, prompted: Prompted
+        self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
     ) -> dict[str, Tensor]:
-        """Gives ``loss_fd``; arguments as in :class:`BaseMethod`."""
+        """Return ``loss_fd``; arguments as in :class:`BaseMethod`."""
         distances = [
-            _half_squared_distance(projector(own, target.shape[-2:]).float(), target.float())
-            for projector, own, target in zip(self.projectors, student.features, teacher.features)
+            _half_squared_distance(projector(x, y.shape[-2:]).float(), y.float())
+            for projector, x, y in zip(self.projectors, student.features, teacher.features)
         ]
         return {"loss_fd": self.fd_weight * sum(distances)}
 
 
-def _half_squared_distance(own: Tensor, target: Tensor) -> Tensor:
-    """Half the mean squared error of two maps (B, C, H, W), each channel standardised first."""
+def _half_squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return half the mean squared error of two maps (B, C, H, W) with standardised channels."""
 
     def standardise(x: Tensor) -> Tensor:
-        # Batch normalisation keeps one map for the backward pass, where single steps keep three.
+        # Batch normalisation saves one map for the backward pass, single steps would save three.
         # Not of torch.nn.functional, which refuses a single position; its loss is 0 here.
         return torch.batch_norm(x, None, None, None, None, True, 0.0, 1e-12, True)
 
-    count = own[:, 0].numel()
+    count = student[:, 0].numel()
     unbiased = (count - 1) / max(count, 1)
-    return unbiased * F.mse_loss(standardise(own), standardise(target)) / 2
+    return unbiased * F.mse_loss(standardise(student), standardise(teacher)) / 2

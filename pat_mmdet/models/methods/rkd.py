@@ -1,4 +1,4 @@
-"""RKD: distances and angles between samples (Park et al., CVPR 2019)."""
+"""RKD: relational knowledge distillation (Park et al., CVPR 2019)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from pat_mmdet.models.losses import rkd_angle_loss, rkd_distance_loss
-from pat_mmdet.models.methods.base import BaseMethod, Prompted
+from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
-from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+from pat_mmdet.structures import NetworkOutputs, PromptableTeacher, Requires
 
 
 @METHODS.register_module()
 class RKD(BaseMethod):
-    """Matches the pairwise distances and the angles among the samples of a batch.
+    """Match the pairwise distances and the angles among the samples of a batch.
 
     Source: Park et al., Relational Knowledge Distillation, CVPR 2019, sections 3.2.1 and 3.2.2,
     see :func:`rkd_distance_loss` and :func:`rkd_angle_loss`.
@@ -27,28 +27,24 @@ class RKD(BaseMethod):
     is drawn, so the choice depends on N alone.
 
     Args:
-        student (FeatureSpec): Shapes of the student.
-        teacher (FeatureSpec): Shapes of the teacher.
         distance_weight (float): Weight of ``loss_rkd_distance``.
         angle_weight (float): Weight of ``loss_rkd_angle``.
         max_rows (int, optional): Most rows that are compared, 3 or more; ``None`` for all, as
             in classification.
 
     Raises:
-        ValueError: If ``max_rows`` leaves no angle.
+        ValueError: If ``max_rows`` is less than 3.
     """
 
-    needs = frozenset({"embedding"})
+    requires = Requires.EMBEDDING
 
     def __init__(
         self,
-        student: FeatureSpec,
-        teacher: FeatureSpec,
         distance_weight: float = 25.0,
         angle_weight: float = 50.0,
         max_rows: int | None = 256,
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__()
         if max_rows is not None and max_rows < 3:
             raise ValueError(
                 f"max_rows={max_rows}: an angle takes 3 rows; give 3 or more, or None for all"
@@ -58,17 +54,17 @@ class RKD(BaseMethod):
         self.max_rows = max_rows
 
     def forward(
-        self, student: NetworkOutputs, teacher: NetworkOutputs, prompted: Prompted
+        self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
     ) -> dict[str, Tensor]:
-        """Gives ``loss_rkd_distance``, ``loss_rkd_angle``; arguments as in :class:`BaseMethod`."""
-        own, target = (self._spaced(view.embedding) for view in (student, teacher))
+        """Return ``loss_rkd_distance``, ``loss_rkd_angle``; arguments as in :class:`BaseMethod`."""
+        rows = self._spaced(student.embedding), self._spaced(teacher.embedding)
         return {
-            "loss_rkd_distance": self.distance_weight * rkd_distance_loss(own, target),
-            "loss_rkd_angle": self.angle_weight * rkd_angle_loss(own, target),
+            "loss_rkd_distance": self.distance_weight * rkd_distance_loss(*rows),
+            "loss_rkd_angle": self.angle_weight * rkd_angle_loss(*rows),
         }
 
     def _spaced(self, x: Tensor) -> Tensor:
-        """Takes at most ``max_rows`` rows of (N, D) in even steps."""
+        """Return at most ``max_rows`` rows of (N, D), evenly spaced."""
         if self.max_rows is None or len(x) <= self.max_rows:
             return x
         return x[torch.arange(self.max_rows, device=x.device) * len(x) // self.max_rows]

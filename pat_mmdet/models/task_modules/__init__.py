@@ -1,13 +1,13 @@
-"""What distillers use to read and prompt networks: stages, hooks and readers of class scores."""
+"""Hooks and readers by which distillers observe and prompt networks."""
 
 from .prefix_cache import PrefixCache
-from .prompter import Prompt, Prompter
-from .recorder import Recorder
+from .prompter import Prompter
+from .recorder import Activations, Recorder
 from .stages import Stage, backbone_stages, resolve
 
 __all__ = [
+    "Activations",
     "PrefixCache",
-    "Prompt",
     "Prompter",
     "Recorder",
     "Stage",

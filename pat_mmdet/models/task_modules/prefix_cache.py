@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,29 +12,30 @@ from torch import Tensor, nn
 
 
 class PrefixCache:
-    """What a network computes before a stage, kept from one pass for a later one.
+    """Cache the outputs of modules that finish before a stage, and replay them in a second pass.
 
-    Modules that are done before the stage begins give in the later pass what they gave in the
-    first. What stands between them is computed again, from equal numbers.
+    The ``forward`` of these modules is wrapped. Operations between them run again, on equal
+    inputs.
 
     Args:
-        network (nn.Module): The network; the ``forward`` of such modules is wrapped.
-        begin (str): Path of the module whose input is the stage's.
-        run (Callable): Runs the network once, so that the order of its modules is seen.
-        read (Collection[str]): Paths of modules whose outputs are read by hooks: what contains one
-            is run, so that the hook fires.
+        network (nn.Module): The network, changed in place.
+        input_module (str): Path of the module whose input is that of the stage.
+        run (Callable): Runs the network once, to observe the order of its modules.
+        observed (Collection[str]): Paths of modules with hooks that must fire in the second pass
+            too; a module that contains one is not replayed.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        begin: str,
+        input_module: str,
         run: Callable[[], Any],
-        read: Collection[str] = (),
+        observed: Collection[str] = (),
     ) -> None:
-        self._kept: dict[str, Any] | None = None
+        self._cache: dict[str, Any] = {}
+        self._capturing = False
         self._replayed: dict[str, Any] = {}
-        for name in _modules_before_stage(network, begin, run, read):
+        for name in _modules_before_stage(network, input_module, run, observed):
             module = network.get_submodule(name)
             module.forward = partial(self._forward, name, module.forward)
 
@@ -42,60 +43,66 @@ class PrefixCache:
         if name in self._replayed:
             return self._replayed[name]
         output = forward(*args, **kwargs)
-        if self._kept is not None:
-            self._kept[name] = output
+        if self._capturing:
+            self._cache[name] = output
         return output
 
     @contextmanager
-    def capture(self) -> Iterator[dict[str, Any]]:
-        """Gives a dict that fills while the network runs inside the context."""
-        self._kept = kept = {}
+    def capture(self) -> Iterator[None]:
+        """Cache the outputs of the pass inside the context, in place of earlier ones."""
+        self.clear()
+        self._capturing = True
         try:
-            yield kept
+            yield
         finally:
-            self._kept = None
+            self._capturing = False
 
     @contextmanager
-    def replay(self, kept: Mapping[str, Any], images: int | None = None) -> Iterator[None]:
-        """Within the context the network takes what was kept, for the first images of the batch.
+    def replay(self, num_images: int | None = None) -> Iterator[None]:
+        """Return cached outputs in the pass inside the context; with an empty cache all is run.
 
         Args:
-            kept (Mapping): What :meth:`keeping` gave.
-            images (int, optional): Number of images of the later pass; all by default.
+            num_images (int, optional): Number of images of this pass, the first of the cached
+                batch; all by default.
         """
-        self._replayed = {name: _first(value, images) for name, value in kept.items()}
+        self._replayed = {
+            name: _first_images(output, num_images) for name, output in self._cache.items()
+        }
         try:
             yield
         finally:
             self._replayed = {}
 
+    def clear(self) -> None:
+        """Drop the cached outputs."""
+        self._cache = {}
 
-def _first(value: Any, count: int | None) -> Any:
-    """Takes the first samples of all tensors in the output of a module."""
-    if isinstance(value, Tensor):
-        return value[:count]
-    if isinstance(value, (tuple, list)):
-        return type(value)(_first(item, count) for item in value)
-    return value
+
+def _first_images(output: Any, num_images: int | None) -> Any:
+    """Return the part for the first images of all tensors in a module's output."""
+    if isinstance(output, Tensor):
+        return output[:num_images]
+    if isinstance(output, (tuple, list)):
+        return type(output)(_first_images(item, num_images) for item in output)
+    return output
 
 
 @torch.no_grad()
 def _modules_before_stage(
-    network: nn.Module, begin: str, run: Callable[[], Any], read: Collection[str]
+    network: nn.Module, input_module: str, run: Callable[[], Any], observed: Collection[str]
 ) -> list[str]:
-    """Finds the largest modules that run once, and have run before another begins."""
+    """Return the paths of the outermost modules that run once, and finish before another begins."""
     calls: dict[str, int] = {}
-    done: list[str] = []
-    before: list[str] | None = None
+    finished: list[str] = []
+    before: list[str] = []
 
     def enter(name: str, module: nn.Module, args: tuple) -> None:
-        nonlocal before
         calls[name] = calls.get(name, 0) + 1
-        if name == begin and before is None:
-            before = list(done)
+        if name == input_module and calls[name] == 1:
+            before.extend(finished)
 
     def leave(name: str, module: nn.Module, args: tuple, output: Any) -> None:
-        done.append(name)
+        finished.append(name)
 
     handles = []
     for name, module in network.named_modules():
@@ -109,6 +116,6 @@ def _modules_before_stage(
     usable = {
         name
         for name in before
-        if calls[name] == 1 and not any(path.startswith(f"{name}.") for path in read)
+        if calls[name] == 1 and not any(path.startswith(f"{name}.") for path in observed)
     }
     return [name for name in usable if not any(name.startswith(f"{other}.") for other in usable)]

@@ -1,10 +1,10 @@
-"""Where the stages of each architecture begin and end, and the layout of the features there."""
+"""The modules at the inputs and outputs of the stages of each architecture, and their layouts."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,50 +12,78 @@ from torch import Tensor, nn
 _LAYOUTS = ("NCHW", "NHWC", "NLC")
 
 
+# Names of fields in configs of earlier versions.
+_OLD_FIELDS = {"begin": "input_module", "end": "output_module"}
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of a network.
 
     Attributes:
-        begin (str): Path of the module whose input is the stage's input.
+        input_module (str): Path of the module whose input is the stage's input.
         layout (str): ``'NCHW'`` or ``'NHWC'`` for maps, ``'NLC'`` for tokens in row order.
-        end (str, optional): Path of the module whose output is the stage's feature.
-        grid (tuple[int, int], optional): (H, W) of tokens; without it both modules get it as
-            their second argument.
-        extra_tokens (int): Tokens before those of the grid, such as the class token. A prompt
-            leaves them as they are, and they are no part of a feature.
+        output_module (str, optional): Path of the module whose output is the stage's feature.
+        grid (tuple[int, int], optional): (H, W) of tokens; by default the second argument of both
+            modules.
+        extra_tokens (int): Number of tokens before those of the grid, such as the class token.
+            They are not prompted and are no part of a feature.
+
+    Raises:
+        ValueError: If the layout is unknown.
     """
 
-    begin: str
+    input_module: str
     layout: str = "NCHW"
-    end: str | None = None
+    output_module: str | None = None
     grid: tuple[int, int] | None = None
     extra_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.layout not in _LAYOUTS:
             raise ValueError(
-                f"stage {self.begin!r}: unknown layout {self.layout!r}; known: "
+                f"stage {self.input_module!r}: unknown layout {self.layout!r}; known: "
                 f"{', '.join(_LAYOUTS)}"
             )
 
+    @classmethod
+    def from_config(cls, config: dict) -> Stage:
+        """Build a stage from an item of ``student_stages`` or ``teacher_stages``.
+
+        Args:
+            config (dict): Fields of :class:`Stage` by name; ``begin`` and ``end`` are earlier
+                names of ``input_module`` and ``output_module``.
+
+        Raises:
+            ValueError: If a field is unknown, given by two names, or missing.
+        """
+        settings = {_OLD_FIELDS.get(key, key): value for key, value in config.items()}
+        known = [field.name for field in fields(cls)]
+        if len(settings) < len(config) or not {"input_module"} <= set(settings) <= set(known):
+            raise ValueError(
+                f"a stage is described by {dict(config)}; it needs input_module and may have "
+                f"{', '.join(known[1:])}, each once"
+            )
+        return cls(**settings)
+
     def to_map(self, x: Tensor, args: Sequence) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Turns what passes the stage's modules into a map.
+        """Convert an input or output of the stage to a map.
 
         Args:
             x (Tensor): Input or output of the module, in the stage's layout.
             args (Sequence): Positional arguments of the module.
 
         Returns:
-            tuple: The map (B, C, H, W), and the function that turns such a map back.
+            tuple[Tensor, Callable]: The map (B, C, H, W), and a function that restores the layout
+            of such a map.
 
         Raises:
-            ValueError: If the tensor is not of the stage's layout, or the grid is not known.
+            ValueError: If the tensor is not of the stage's layout, or the grid is unknown.
         """
         if x.ndim != len(self.layout):
             raise ValueError(
-                f"stage {self.begin!r}: layout {self.layout!r} does not fit a tensor of shape "
-                f"{tuple(x.shape)}; known: {', '.join(_LAYOUTS)}"
+                f"stage {self.input_module!r}: layout {self.layout!r} does not fit a tensor of "
+                f"shape {tuple(x.shape)}; known: {', '.join(_LAYOUTS)}"
             )
         if self.layout == "NCHW":
             return x, lambda features: features
@@ -63,24 +91,28 @@ class Stage:
             return x.permute(0, 3, 1, 2), lambda features: features.permute(0, 2, 3, 1)
         if self.grid is None and len(args) < 2:
             raise ValueError(
-                f"stage {self.begin!r}: its module does not get the (H, W) of its tokens; give "
-                "them as grid=(H, W)"
+                f"stage {self.input_module!r}: its module does not get the (H, W) of its tokens; "
+                "give them as grid=(H, W)"
             )
         extra = x[:, : self.extra_tokens]
         features = tokens_to_map(x[:, self.extra_tokens :], self.grid or args[1])
 
-        def back(features: Tensor) -> Tensor:
+        def restore_layout(features: Tensor) -> Tensor:
             tokens = map_to_tokens(features)
             return torch.cat([extra, tokens], dim=1) if self.extra_tokens else tokens
 
-        return features, back
+        return features, restore_layout
 
 
 def resolve(network: nn.Module, path: str) -> nn.Module:
-    """Finds a module by its path.
+    """Return a module by its path.
+
+    Args:
+        network (nn.Module): The network.
+        path (str): Names of the modules on the way, joined by dots.
 
     Raises:
-        ValueError: If there is no such module; the paths that come close are named.
+        ValueError: If there is no such module; close paths are named.
     """
     modules = dict(network.named_modules())
     if path in modules:
@@ -97,7 +129,7 @@ def resolve(network: nn.Module, path: str) -> nn.Module:
 def backbone_stages(
     backbone: nn.Module, prefix: str = "backbone", role: str = "teacher"
 ) -> tuple[Stage, ...]:
-    """Looks up the stages of a backbone by its class.
+    """Return the stages of a backbone, by its class.
 
     Args:
         backbone (nn.Module): A backbone of mmdet or mmpretrain, or a timm model.
@@ -105,10 +137,10 @@ def backbone_stages(
         role (str): ``'student'`` or ``'teacher'``, for the error message.
 
     Returns:
-        tuple[Stage, ...]: Its stages from shallow to deep, without those it was built without.
+        tuple[Stage, ...]: Its stages from shallow to deep, as far as it was built.
 
     Raises:
-        ValueError: If the architecture is not known.
+        ValueError: If the architecture is unknown.
     """
     for cls in type(backbone).__mro__:
         library = "timm" if cls.__module__.startswith("timm.") else "OpenMMLab"
@@ -117,40 +149,42 @@ def backbone_stages(
             return tuple(
                 replace(
                     stage,
-                    begin=f"{prefix}.{stage.begin}",
-                    end=f"{prefix}.{stage.end}" if stage.end in modules else None,
+                    input_module=f"{prefix}.{stage.input_module}",
+                    output_module=f"{prefix}.{stage.output_module}"
+                    if stage.output_module in modules
+                    else None,
                 )
                 for stage in _STAGES[library][cls.__name__](backbone)
-                if stage.begin in modules
+                if stage.input_module in modules
             )
     known = sorted({name for table in _STAGES.values() for name in table})
     raise ValueError(
         f"the stages of {type(backbone).__name__} are not known (known: {', '.join(known)}). "
-        f"Name them in the config: model.{role}_stages=[dict(begin='{prefix}.<module>', "
-        f"end='{prefix}.<module>', layout='NCHW'), ...]"
+        f"Name them in the config: model.{role}_stages=[dict(input_module="
+        f"'{prefix}.<module>', output_module='{prefix}.<module>', layout='NCHW'), ...]"
     )
 
 
 def tokens_to_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
-    """Turns tokens (B, H·W, C), in row order, into a map (B, C, H, W)."""
+    """Convert tokens (B, H·W, C), in row order, to a map (B, C, H, W)."""
     return tokens.transpose(1, 2).unflatten(2, tuple(size))
 
 
 def map_to_tokens(features: Tensor) -> Tensor:
-    """Turns a map (B, C, H, W) into tokens (B, H·W, C), in row order."""
+    """Convert a map (B, C, H, W) to tokens (B, H·W, C), in row order."""
     return features.flatten(2).transpose(1, 2)
 
 
 def _split_blocks_into_stages(
     blocks: nn.Sequential, name: str, **settings: int | tuple
 ) -> list[Stage]:
-    """Cuts equal blocks of tokens into four stages, after 2, 4, 10 and 12 of 12 blocks."""
+    """Split equal blocks into four stages that end after 2, 4, 10 and 12 of 12 blocks."""
     depth = len(blocks)
-    ends = [max(round(depth * share / 12), i + 1) for i, share in enumerate((2, 4, 10, 12))]
-    begins = [0, *ends[:-1]]
+    stops = [max(round(depth * share / 12), i + 1) for i, share in enumerate((2, 4, 10, 12))]
+    starts = [0, *stops[:-1]]
     return [
-        Stage(f"{name}.{begin}", "NLC", f"{name}.{end - 1}", **settings)
-        for begin, end in zip(begins, ends)
+        Stage(f"{name}.{start}", "NLC", f"{name}.{stop - 1}", **settings)
+        for start, stop in zip(starts, stops)
     ]
 
 
@@ -172,18 +206,19 @@ def _mm_mixer(net: nn.Module) -> list[Stage]:
 
 
 def _mm_resnet(net: nn.Module) -> list[Stage]:
-    return [Stage(f"layer{i}", end=f"layer{i}") for i in range(1, 5)]
+    return [Stage(f"layer{i}", output_module=f"layer{i}") for i in range(1, 5)]
 
 
 def _mm_convnext(net: nn.Module) -> list[Stage]:
     # mmpretrain keeps the downsampling outside of the stages.
-    begins = ["stages.0", *(f"downsample_layers.{i}" for i in range(1, 4))]
-    return [Stage(begin, end=f"stages.{i}") for i, begin in enumerate(begins)]
+    inputs = ["stages.0", *(f"downsample_layers.{i}" for i in range(1, 4))]
+    return [Stage(path, output_module=f"stages.{i}") for i, path in enumerate(inputs)]
 
 
 def _mm_mobilenet_v2(net: nn.Module) -> list[Stage]:
-    begins, ends = ("layer1", "layer3", "layer4", "layer6"), ("layer2", "layer3", "layer5", "conv2")
-    return [Stage(begin, end=end) for begin, end in zip(begins, ends)]
+    inputs = ("layer1", "layer3", "layer4", "layer6")
+    outputs = ("layer2", "layer3", "layer5", "conv2")
+    return [Stage(first, output_module=last) for first, last in zip(inputs, outputs)]
 
 
 def _timm_swin(net: nn.Module) -> list[Stage]:
@@ -202,23 +237,23 @@ def _timm_mixer(net: nn.Module) -> list[Stage]:
 
 
 def _timm_convnext(net: nn.Module) -> list[Stage]:
-    return [Stage(f"stages.{i}", end=f"stages.{i}") for i in range(len(net.stages))]
+    return [Stage(f"stages.{i}", output_module=f"stages.{i}") for i in range(len(net.stages))]
 
 
 def _timm_resnet(net: nn.Module) -> list[Stage]:
     return [
-        Stage(f"layer{i}.0", end=f"layer{i}.{len(getattr(net, f'layer{i}')) - 1}")
+        Stage(f"layer{i}.0", output_module=f"layer{i}.{len(getattr(net, f'layer{i}')) - 1}")
         for i in range(1, 5)
     ]
 
 
 def _timm_mobilenet_v2(net: nn.Module) -> list[Stage]:
     # The output of bn2 is that after the activation of the head convolution.
-    begins, ends = (0, 2, 3, 5), ("blocks.1", "blocks.2", "blocks.4", "bn2")
-    return [Stage(f"blocks.{begin}", end=end) for begin, end in zip(begins, ends)]
+    inputs, outputs = (0, 2, 3, 5), ("blocks.1", "blocks.2", "blocks.4", "bn2")
+    return [Stage(f"blocks.{i}", output_module=last) for i, last in zip(inputs, outputs)]
 
 
-# By library and class name; classes derived from these are found too.
+# By library and class name; subclasses are found too.
 _STAGES: dict[str, dict[str, Callable[[nn.Module], list[Stage]]]] = {
     "OpenMMLab": {
         "SwinTransformer": _mm_swin,

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from helpers import classifiers, detectors
+from helpers.steps import observe_step
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -245,20 +246,8 @@ def test_a_step_is_the_same_with_and_without(task, options):
 @pytest.mark.parametrize("task", ["classification", "detection"])
 def test_a_teacher_in_half_precision(task, dtype):
     model, data = make(task, teacher_dtype=dtype)
-    seen = []
-    forward = model.distill.forward
-
-    def listen(student, teacher, prompted):
-        def keep(prompt):
-            seen.append(prompted(prompt))
-            return seen[-1]
-
-        seen.append(teacher)
-        return forward(student, teacher, keep)
-
-    model.distill.forward = listen
-    losses = model(**data, mode="loss")
-    plain, prompted = seen
+    step = observe_step(model, data)
+    losses, plain, prompted = step.losses, step.teacher, step.prompted
     assert plain.logits.dtype == getattr(torch, dtype)
     assert torch.equal(plain.logits, prompted.logits)
     for name in ("loss_kd", "loss_fd", "loss_reg"):

@@ -15,8 +15,8 @@ from helpers.classifiers import (
 )
 from mmengine.registry import MODELS, init_default_scope
 
-from pat_mmdet.models.distillers.classification import _classifier, _recorder, _view
 from pat_mmdet.models.task_modules import Prompter, resolve
+from pat_mmdet.models.task_modules.classifier_reader import ClassifierReader, _classifier
 from pat_mmdet.models.task_modules.stages import backbone_stages
 
 MAPS = (4, 8, 16, 32)
@@ -85,8 +85,7 @@ class Tapped:
         self.plain = self.logits()
         path = "model" if hasattr(self.network, "model") else "backbone"
         self.stages = backbone_stages(getattr(self.network, path), path)
-        inputs = {"embedding": (_classifier(self.network), 0)}
-        self.recorder = _recorder(self.network, self.stages, inputs)
+        self.reader = ClassifierReader(self.network, self.stages, embedding=True)
         self.prompter = Prompter(self.network, self.stages)
 
     @torch.no_grad()
@@ -94,9 +93,9 @@ class Tapped:
         return self.network(self.images if images is None else images, mode="tensor")
 
     def view(self, images=None):
-        with self.recorder.recording() as records:
-            logits = self.logits(images)
-        return _view(self.stages, {**records, "logits": [logits]})
+        with self.reader.recording() as activations:
+            activations["logits"] = [self.logits(images)]
+        return self.reader.read(activations)
 
     def entries(self, images=None):
         """What enters the stages, as maps."""
@@ -114,7 +113,7 @@ class Tapped:
     def raw_entry(self, stage, prompt=None):
         """What the first module of a stage gets, in the network's own layout."""
         taken = []
-        handle = resolve(self.network, stage.begin).register_forward_pre_hook(
+        handle = resolve(self.network, stage.input_module).register_forward_pre_hook(
             lambda module, args: taken.append(args)
         )
         try:
@@ -278,10 +277,15 @@ def test_prompts_and_features_leave_the_class_token_out(tapped):
     assert torch.equal(feature.flatten(2).transpose(1, 2), ends[0][:, extra:])
 
 
+def first_and_last_block(stage):
+    paths = (stage.input_module, stage.output_module)
+    return tuple(path.split(".")[-1] for path in paths)
+
+
 def test_blocks_of_tokens_are_cut_after_2_4_10_and_12(tapped):
     if tapped.extra is None:
         return
-    found = [(stage.begin.split(".")[-1], stage.end.split(".")[-1]) for stage in tapped.stages]
+    found = [first_and_last_block(stage) for stage in tapped.stages]
     assert found == CUT
 
 
@@ -297,7 +301,8 @@ def test_other_numbers_of_blocks_are_cut_too(depth):
     blocks = [
         block
         for stage in stages
-        for block in range(int(stage.begin.split(".")[-1]), int(stage.end.split(".")[-1]) + 1)
+        for first, last in [map(int, first_and_last_block(stage))]
+        for block in range(first, last + 1)
     ]
     assert blocks == list(range(depth)) and len(stages) == min(depth, 4)
 
@@ -308,12 +313,12 @@ def test_shapes_of_the_papers_networks(name):
     with torch.device("meta"):
         network = MODELS.build(dict(type="TimmClassifier", model_name=name)).eval()
         stages = backbone_stages(network.model, "model")
-        recorder = _recorder(network, stages, {"embedding": (_classifier(network), 0)})
+        reader = ClassifierReader(network, stages, embedding=True)
         entries = []
         note = Prompter(network, stages).prompting(lambda i, x: entries.append(x.shape) or x)
-        with torch.no_grad(), note, recorder.recording() as records:
-            records["logits"] = [network(torch.empty(2, 3, 224, 224))]
-    view = _view(stages, records)
+        with torch.no_grad(), note, reader.recording() as activations:
+            activations["logits"] = [network(torch.empty(2, 3, 224, 224))]
+    view = reader.read(activations)
     assert [tuple(x.shape[1:]) for x in view.features] == PAPER[name]
     assert view.logits.shape == (2, 1000)
     assert view.embedding.shape == (2, PAPER[name][-1][0])

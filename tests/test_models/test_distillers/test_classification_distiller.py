@@ -17,6 +17,7 @@ from helpers.classifiers import (
     timm_classifier,
 )
 from helpers.detectors import train_step, trainable
+from helpers.steps import observe_step
 from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,20 +46,10 @@ def of_the_method(losses):
     return {name: value for name, value in losses.items() if name.startswith("loss_")}
 
 
-def views_of(model, data):
-    """The views that the method gets in a step."""
-    seen = {}
-
-    def forward(student, teacher, prompted):
-        seen.update(student=student, teacher=teacher)
-        return {}
-
-    model.distill.forward = forward
-    try:
-        model(**data, mode="loss")
-    finally:
-        del model.distill.forward
-    return seen["student"], seen["teacher"]
+def outputs_of(model, data):
+    """The outputs of both networks in a step."""
+    step = observe_step(model, data)
+    return step.student, step.teacher
 
 
 def calls_of(*modules):
@@ -193,7 +184,7 @@ def test_views_are_those_of_the_networks():
         _, *maps = resnet.forward_intermediates(data["inputs"], intermediates_only=True)
         pooled = resnet.forward_head(maps[-1], pre_logits=True)
         logits = vit(data["inputs"]), resnet(data["inputs"])
-    student, teacher = views_of(model, data)
+    student, teacher = outputs_of(model, data)
     assert all(map(torch.equal, student.features, patches))
     assert all(map(torch.equal, teacher.features, maps))
     assert torch.equal(student.logits, logits[0]) and torch.equal(teacher.logits, logits[1])
@@ -202,7 +193,7 @@ def test_views_are_those_of_the_networks():
     assert student.labels.tolist() == [0, 1, 2, 3] and student.soft_labels is None
     assert student.embedding is None and teacher.embedding is None
 
-    student, teacher = views_of(build(distiller("deit_tiny_patch16_224", "resnet50", "CC")), data)
+    student, teacher = outputs_of(build(distiller("deit_tiny_patch16_224", "resnet50", "CC")), data)
     torch.testing.assert_close(student.embedding, tokens[:, 0])
     assert torch.equal(teacher.embedding, pooled)
     assert student.embedding.requires_grad and not teacher.embedding.requires_grad
@@ -245,8 +236,10 @@ def test_passes_of_the_teacher(name):
 def test_nothing_recorded_outlives_the_step():
     model = build(distiller(method="PAT"))
     train_step(model, batch(model))
-    assert model._recorder._records is None
-    assert model._frozen.recorder._records is None and model._frozen.prompter._prompt is None
+    teacher = model.frozen_teacher
+    for reader in (model._recorder, teacher.reader):
+        assert reader._recorder._activations is None
+    assert teacher._prompter._prompt is None and teacher._images is None
 
 
 @pytest.mark.parametrize(
@@ -314,7 +307,7 @@ def test_mixed_labels(kind, name, monkeypatch):
     data = batch(model, count=6)
     scores = torch.stack([sample.gt_score for sample in data["data_samples"]])
     assert ((scores > 0).sum(1) == 2).any() and 0.7 < scores[scores < 1].max() < 0.9
-    student, teacher = views_of(model, data)
+    student, teacher = outputs_of(model, data)
     assert torch.equal(student.soft_labels, scores)
     assert student.labels.tolist() == [int(row.argmax()) for row in scores]
     assert student.labels.dtype == torch.int64
@@ -345,7 +338,7 @@ def test_smoothed_labels_are_the_students_loss_alone():
     loss = dict(type="LabelSmoothLoss", label_smooth_val=0.1, mode="original")
     model = build(distiller(config("resnet18", loss=loss), method="DKD"))
     data = batch(model)
-    student, teacher = views_of(model, data)
+    student, teacher = outputs_of(model, data)
     losses = model(**data, mode="loss")
     smooth = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     torch.testing.assert_close(losses["loss"], smooth(student.logits, student.labels))
@@ -357,13 +350,13 @@ def test_smoothed_labels_are_the_students_loss_alone():
 def test_crd_gets_the_places_of_the_images():
     model = build(distiller(method="CRD"))
     data = batch(model)
-    student, _ = views_of(model, data)
+    student, _ = outputs_of(model, data)
     assert student.indices.tolist() == [10, 11, 12, 13]
     bank = model.distill.state_dict()["bank_student"].clone()
     train_step(model, data)
     moved = (model.distill.state_dict()["bank_student"] != bank).any(1)
     assert moved.nonzero().flatten().tolist() == [10, 11, 12, 13]
-    student, _ = views_of(other := build(distiller(method="RKD")), batch(other))
+    student, _ = outputs_of(other := build(distiller(method="RKD")), batch(other))
     assert student.indices is None
 
 
@@ -442,7 +435,7 @@ WRONG = {
     ),
     "unknown student": (
         dict(student=UNKNOWN, method="FitNet"),
-        r"stages of ByobNet are not known.*model.student_stages=\[dict\(begin='model",
+        r"stages of ByobNet are not known.*model.student_stages=\[dict\(input_module='model",
     ),
     "other classes": (
         dict(teacher=config("resnet50", num_classes=7)),
@@ -470,9 +463,9 @@ WRONG = {
         ),
         r"TimmClassifier has no module 'model.layer.0'.*model.layers.0",
     ),
-    "no end": (
-        dict(method="FitNet", student_stages=[dict(begin="model.layer1")]),
-        r"the stage that begins at 'model.layer1' has no end",
+    "no output module": (
+        dict(method="FitNet", student_stages=[dict(input_module="model.layer1")]),
+        r"the stage with input_module='model.layer1' has no output_module",
     ),
     "end that is not run": (
         dict(method="FitNet", student_stages=[dict(begin="model.layer1", end="loss_module")]),
@@ -550,7 +543,7 @@ def test_recomputation_is_allowed_where_nothing_is_tapped():
 def test_branches_of_ofa_read_the_student_alone(teacher):
     model = build(distiller(teacher=teacher, method="OFA"))
     data = batch(model)
-    own, other = views_of(model, data)
+    own, other = outputs_of(model, data)
     assert len(own.features) == 4 and len(other.features) == 0
     train_step(model, data)
     check_gradients(model)
@@ -560,7 +553,7 @@ def test_stages_of_an_unknown_network_can_be_named():
     stages = [dict(begin=f"model.stages.{i}", end=f"model.stages.{i}") for i in range(4)]
     model = build(distiller(UNKNOWN, method="FitNet", student_stages=stages))
     data = batch(model)
-    own, _ = views_of(model, data)
+    own, _ = outputs_of(model, data)
     assert [x.shape[2] for x in own.features] == [16, 8, 4, 2]
     assert train_step(model, data)["loss_fd"] > 0
 

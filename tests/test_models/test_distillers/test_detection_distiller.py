@@ -4,6 +4,7 @@ import itertools
 import pytest
 import torch
 from helpers.detectors import batch, build, pair_config, train_step, trainable
+from helpers.steps import observe_step
 from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
@@ -150,12 +151,13 @@ def test_prompted_teacher_equals_the_plain_one_at_beta_zero(prompt, backbone):
         return block(x, block.encode_feedback(feedback[index], x.shape[-2:]))
 
     with torch.no_grad():
-        records = {"rois": [rois], "features": [[images] * 5]}
-        _, plain, run = model.collect_outputs(images, [], records)
-        prompted = run(prompting)
+        activations = {"rois": [rois], "features": [[images] * 5]}
+        teacher = model.frozen_teacher
+        plain = teacher.forward(images, [None] * len(images), activations)
+        prompted = teacher.forward_prompted(prompting)
         for block in model.distill.prompts.values():
             block.beta.fill_(0.5)
-        changed = run(prompting)
+        changed = teacher.forward_prompted(prompting, num_images=None)
     for x, y in zip((*plain.features, plain.logits), (*prompted.features, prompted.logits)):
         assert torch.equal(x, y)
     assert not torch.equal(plain.features[0], changed.features[0])
@@ -176,21 +178,14 @@ def test_student_losses_do_not_depend_on_the_distiller(fresh):
         assert all(torch.equal(x, y) for x, y in zip(values, others)), name
 
 
-def test_logits_are_those_of_the_same_rois(fresh, monkeypatch):
-    seen = {}
-
-    def forward(student, teacher, prompted):
-        seen.update(student=student, teacher=teacher)
-        return {}
-
-    monkeypatch.setattr(fresh.distill, "forward", forward)
+def test_logits_are_those_of_the_same_rois(fresh):
     rois = []
     fresh.student.roi_head.bbox_roi_extractor.register_forward_pre_hook(
         lambda module, args: rois.append(args[1])
     )
     data = batch(fresh)
-    fresh(**data, mode="loss")
-    student, teacher = seen["student"], seen["teacher"]
+    step = observe_step(fresh, data)
+    student, teacher = step.student, step.teacher
     assert len(rois) == 1, "the student's RoI head must run once"
     assert student.logits.shape == teacher.logits.shape == (len(rois[0]), 11)
     assert student.labels.shape == (len(rois[0]),) and student.labels.max() <= 10
@@ -204,7 +199,9 @@ def test_logits_are_those_of_the_same_rois(fresh, monkeypatch):
 
 def test_nothing_recorded_outlives_the_step(fresh):
     train_step(fresh, batch(fresh))
-    assert fresh._recorder._records is None and fresh._frozen.prompter._prompt is None
+    assert fresh._recorder._activations is None
+    assert fresh.frozen_teacher._prompter._prompt is None
+    assert fresh.frozen_teacher._images is None
     assert all(not value.requires_grad for value in fresh.distill._previous.values())
 
 
@@ -269,7 +266,7 @@ def test_images_are_normalised_anew_for_the_teacher():
         sample.set_metainfo(dict(img_shape=shape[1:]))
     expected = model.teacher.data_preprocessor(copy.deepcopy(raw), True)["inputs"]
     data = model.data_preprocessor(raw, True)
-    images = model._teacher_images(data["inputs"], data["data_samples"])
+    images = model.frozen_teacher.renormalise(data["inputs"], data["data_samples"])
     assert not torch.equal(images, data["inputs"])
     torch.testing.assert_close(images, expected, atol=1e-3, rtol=1e-4)
     assert torch.count_nonzero(images[0, :, :, 40:]) == 0
@@ -277,7 +274,7 @@ def test_images_are_normalised_anew_for_the_teacher():
 
 def test_equal_normalisation_passes_the_images_on(model):
     inputs = torch.randn(1, 3, 64, 64)
-    assert model._teacher_images(inputs, []) is inputs
+    assert model.frozen_teacher.renormalise(inputs, []) is inputs
 
 
 def test_previous_feedback_is_the_gap_of_the_last_batch(fresh):
@@ -429,7 +426,7 @@ def test_stages_are_looked_up_for_prompts_only(monkeypatch):
 def test_stage_that_is_not_run_is_refused():
     stages = [dict(begin=f"backbone.stages.{i}", layout="NLC") for i in range(4)]
     stages[1] = dict(begin="roi_head.bbox_head", layout="NCHW")
-    with pytest.raises(ValueError, match=r"only \[0, 2, 3\] are run"):
+    with pytest.raises(ValueError, match=r"the module 'roi_head.bbox_head' of a stage is not run"):
         build(mini(model__teacher_stages=stages))
 
 

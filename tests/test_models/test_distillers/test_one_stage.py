@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.detectors import batch, build, pair_config, train_step, trainable
 from helpers.one_stage import STRIDES, pair
+from helpers.steps import observe_step
 
 from pat_mmdet.utils import load_config
 
@@ -18,12 +19,12 @@ def with_method(cfg, **method):
     return cfg
 
 
-def seen_views(model, monkeypatch):
-    """The views that the method gets in a step."""
+def seen_outputs(model, monkeypatch):
+    """The outputs that the method gets in a step."""
     seen = {}
 
-    def forward(student, teacher, prompted):
-        seen.update(student=student, teacher=teacher, prompted=prompted)
+    def forward(student, teacher, frozen_teacher):
+        seen.update(student=student, teacher=teacher)
         return {}
 
     monkeypatch.setattr(model.distill, "forward", forward)
@@ -71,7 +72,7 @@ def test_scores_are_aligned_location_by_location(kind, monkeypatch):
         model.backbone.norm_eval = True
     model = build(cfg)
     model.teacher.load_state_dict(model.student.state_dict())
-    seen = seen_views(model, monkeypatch)
+    seen = seen_outputs(model, monkeypatch)
     data = batch(model)
     calls = []
     model.student.bbox_head.register_forward_hook(lambda module, args, out: calls.append(out[0]))
@@ -90,7 +91,7 @@ def test_scores_are_aligned_location_by_location(kind, monkeypatch):
 def test_foreground_comes_first(monkeypatch):
     model = build(with_method(pair("ATSS", "ATSS"), type="KD"))
     monkeypatch.setattr("pat_mmdet.models.task_modules.score_readers._PLACES_PER_IMAGE", 20)
-    seen = seen_views(model, monkeypatch)
+    seen = seen_outputs(model, monkeypatch)
     labels = []
     model.student.bbox_head.loss_cls.register_forward_pre_hook(
         lambda module, args: labels.append(args[1])
@@ -116,7 +117,7 @@ def test_softmax_scores_are_taken_as_they_are(monkeypatch):
     for model in (cfg.model.student, cfg.model.teacher):
         model.bbox_head.loss_cls = dict(type="CrossEntropyLoss")
     model = build(cfg)
-    seen = seen_views(model, monkeypatch)
+    seen = seen_outputs(model, monkeypatch)
     model(**batch(model), mode="loss")
     assert seen["student"].logits.shape[1] == seen["teacher"].logits.shape[1] == 11
     assert seen["student"].logits[:, -1].any()
@@ -182,7 +183,7 @@ def test_pairs_of_different_kinds_compare_features(kinds, method, monkeypatch):
         assert {key for key in losses if key in ("loss_fd", "loss_reg", "loss_kd")} == expected
     for name, param in trainable(model).items():
         assert param.grad is not None and torch.isfinite(param.grad).all(), name
-    seen = seen_views(model, monkeypatch)
+    seen = seen_outputs(model, monkeypatch)
     model(**batch(model), mode="loss")
     shapes = [x.shape[-2:] for x in seen["student"].features]
     assert shapes == [x.shape[-2:] for x in seen["teacher"].features]
@@ -207,17 +208,9 @@ def test_prompts_are_held_by_what_the_teacher_finds(monkeypatch):
         model.teacher.roi_head, "_bbox_forward", lambda *args: pytest.fail("nobody asked for this")
     )
     off = build(with_method(cfg, type="PAT", kd_weight=0.0, reg_weight=0.0))
-    assert off._frozen.scores is None
-    assert set(off.distill(*views_of(off))) == {"loss_fd"}
-
-
-def views_of(model):
-    seen = {}
-    forward = model.distill.forward
-    model.distill.forward = lambda *args: seen.update(args=args) or {}
-    model(**batch(model), mode="loss")
-    model.distill.forward = forward
-    return seen["args"]
+    assert off.frozen_teacher.score_reader is None
+    losses = observe_step(off, batch(off)).losses
+    assert "loss_fd" in losses and not {"loss_kd", "loss_reg"} & set(losses)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +264,7 @@ def test_cross_pair_of_coco_compares_p3_to_p6():
         build(cfg)
 
 
-def test_teacher_alone_decides_its_proposals(monkeypatch):
+def test_teacher_alone_decides_its_proposals():
     model = build(
         with_method(
             pair("ATSS", "FasterRCNN", model__feature_strides=[8, 16, 32]),
@@ -279,13 +272,10 @@ def test_teacher_alone_decides_its_proposals(monkeypatch):
             kd_weight=0.0,
         )
     )
-    seen = seen_views(model, monkeypatch)
-    model(**batch(model), mode="loss")
-    teacher = seen["teacher"]
-    assert teacher.logits.shape[1] == 11 and 0 < len(teacher.logits) <= 1024
-    assert not teacher.logits.requires_grad
-    again = seen["prompted"](lambda index, x: x)
-    assert torch.equal(again.logits, teacher.logits)
+    step = observe_step(model, batch(model))
+    assert step.teacher.logits.shape[1] == 11 and 0 < len(step.teacher.logits) <= 1024
+    assert not step.teacher.logits.requires_grad
+    assert torch.equal(step.prompted.logits, step.teacher.logits)
 
 
 def test_export_and_plain_state_of_a_dense_student():

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from helpers.detectors import PAIR, batch, build, pair_config, train_step, trainable
-from helpers.methods import NoWaiting, close, no_prompts, normal, numbers
+from helpers.methods import NoWaiting, build_layers, close, normal, numbers
 from mmengine.config import Config
 from torch import nn
 
 from pat_mmdet.models.methods import CWD, DIST, DKD, MGD, OFA, PKD
 from pat_mmdet.registry import METHODS
-from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+from pat_mmdet.structures import FeatureSpec, NetworkOutputs, Requires
 from pat_mmdet.utils import apply_method, load_config
 
 NAMES = ("DKD", "DIST", "OFA", "PKD", "CWD", "MGD")
@@ -46,11 +46,11 @@ def view(seed, shapes=SHAPES, size=2, rows=ROWS, scale=1.0, grad=False):
 
 def make(name, student=SHAPES, teacher=SHAPES, **options):
     torch.manual_seed(0)
-    return METHODS.get(name)(spec(student), spec(teacher), **options)
+    return build_layers(METHODS.get(name)(**options), spec(student), spec(teacher))
 
 
 def losses_of(method, student, teacher):
-    return method(student, teacher, no_prompts)
+    return method(student, teacher, None)
 
 
 # Reference values: numbers and loops in double precision, written from the papers' formulas.
@@ -358,14 +358,17 @@ def test_gradients_and_no_waiting(name):
     assert set(losses) == KEYS[name]
     assert all(value.shape == () for value in losses.values())
     sum(losses.values()).backward()
-    read = {"logits": [student.logits], "embedding": [student.embedding]}
-    read["features"] = student.features
-    for need, tensors in read.items():
+    read = {
+        Requires.STUDENT_FEATURES: student.features,
+        Requires.STUDENT_LOGITS: [student.logits],
+        Requires.EMBEDDING: [student.embedding],
+    }
+    for required, tensors in read.items():
         for tensor in tensors:
-            if need in method.needed({}):
-                assert torch.count_nonzero(tensor.grad) > 0.9 * tensor.numel(), need
+            if required in method.requires:
+                assert torch.count_nonzero(tensor.grad) > 0.9 * tensor.numel(), required
             else:
-                assert tensor.grad is None, need
+                assert tensor.grad is None, required
     for key, param in method.named_parameters():
         assert torch.count_nonzero(param.grad) > 0, key
 
@@ -578,13 +581,13 @@ def test_unknown_argument_fails(name):
 def test_other_classes_are_refused(method):
     other = FeatureSpec(SHAPES, NUM_CLASSES + 1, WIDTH)
     with pytest.raises(ValueError, match=f"5 classes .* 6; {method.__name__} compares"):
-        method(spec(), other)
+        method().check_networks(spec(), other)
     # Features alone do not need them.
-    PKD(spec(), other)
+    PKD().check_networks(spec(), other)
 
 
 @pytest.mark.parametrize("method", [PKD, CWD, MGD])
 def test_other_numbers_of_levels_are_refused(method):
     with pytest.raises(ValueError, match=f"1 feature levels .* 2; {method.__name__} compares"):
-        method(spec(SHAPES[:1]), spec())
-    DKD(spec(SHAPES[:1]), spec())
+        method().check_networks(spec(SHAPES[:1]), spec())
+    DKD().check_networks(spec(SHAPES[:1]), spec())

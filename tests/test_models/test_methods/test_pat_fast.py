@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from helpers import classifiers, detectors
+from helpers.steps import observe_step
 from torch.utils.flop_counter import FlopCounterMode
 
 from pat_mmdet.models.losses import hcl_loss, kd_loss
@@ -72,7 +73,7 @@ def test_the_shared_prefix_changes_nothing_but_the_work(teacher, stage, monkeypa
     beta(model, 0.5)
     with FlopCounterMode(display=False) as shared_work:
         shared = step(model, data)
-    monkeypatch.setattr(PrefixCache, "replaying", lambda *_: nullcontext())
+    monkeypatch.setattr(PrefixCache, "replay", lambda *_: nullcontext())
     with FlopCounterMode(display=False) as work:
         assert_equal_steps(shared, step(model, data))
     less = 1 - shared_work.get_total_flops() / work.get_total_flops()
@@ -90,26 +91,10 @@ def test_the_shared_prefix_of_a_sub_batch_in_half_precision(dtype):
 def test_nothing_of_the_prefix_outlives_the_step():
     model, data = classifier_pair("convnext_tiny", afp_stages=(2, 3))
     step(model, data)
-    assert model._frozen.prefix._kept is None and model._frozen.prefix._replayed == {}
-
-
-def seen(model, data):
-    """The arguments of the method in a step, and the view of the prompted teacher."""
-    found = {}
-    forward = model.distill.forward
-
-    def listen(student, teacher, prompted):
-        def keep(*args):
-            found["prompted"] = prompted(*args)
-            return found["prompted"]
-
-        found.update(student=student, teacher=teacher)
-        return forward(student, teacher, keep)
-
-    model.distill.forward = listen
-    losses = model(**data, mode="loss")
-    del model.distill.forward
-    return losses, found
+    teacher = model.frozen_teacher
+    assert teacher.prefix_cache._cache == teacher.prefix_cache._replayed == {}
+    with pytest.raises(RuntimeError, match="the plain pass of the step before"):
+        teacher.forward_prompted(lambda stage, x: x)
 
 
 @pytest.mark.parametrize("task", ["classification", "detection"])
@@ -122,8 +107,8 @@ def test_prompts_on_a_part_of_the_batch(task):
     beta(model, 0.5)
     images = 2  # 0.4 of 3 or of 4, rounded up
     model.distill.eval()  # the aligners' statistics stay
-    losses, views = seen(model, data)
-    student, teacher, prompted = views["student"], views["teacher"], views["prompted"]
+    step = observe_step(model, data)
+    losses, student, teacher, prompted = step.losses, step.student, step.teacher, step.prompted
     assert all(len(x) == images for x in prompted.features)
     method = model.distill
     aligned = [
@@ -156,11 +141,11 @@ def test_at_beta_zero_a_part_of_the_batch_is_that_of_the_plain_teacher(task, sha
         cfg.model.method.prompted_share = share
         model = detectors.build(cfg)
         data = detectors.batch(model)
-    _, views = seen(model, data)
-    rows = len(views["prompted"].logits)
-    assert rows == len(views["teacher"].logits) if share == 1 else rows > 0
-    torch.testing.assert_close(views["prompted"].logits, views["teacher"].logits[:rows])
-    for plain, prompted in zip(views["teacher"].features, views["prompted"].features):
+    step = observe_step(model, data)
+    rows = len(step.prompted.logits)
+    assert rows == len(step.teacher.logits) if share == 1 else rows > 0
+    torch.testing.assert_close(step.prompted.logits, step.teacher.logits[:rows])
+    for plain, prompted in zip(step.teacher.features, step.prompted.features):
         torch.testing.assert_close(prompted, plain[: len(prompted)])
 
 

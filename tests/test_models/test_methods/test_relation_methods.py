@@ -7,7 +7,7 @@ import multiprocessing
 import pytest
 import torch
 from helpers.detectors import batch, build, pair_config, train_step, trainable
-from helpers.methods import NoWaiting, close, no_prompts, normal, numbers
+from helpers.methods import NoWaiting, build_layers, close, normal, numbers
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.model import BaseModel, ExponentialMovingAverage
@@ -18,10 +18,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
-from pat_mmdet.models.distillers.base import BaseDistiller, FrozenTeacher, task_settings
+from pat_mmdet.models.distillers.base import BaseDistiller, task_settings
+from pat_mmdet.models.distillers.teacher import FrozenTeacher
 from pat_mmdet.models.methods import CC, CRD, RKD
 from pat_mmdet.registry import METHODS
-from pat_mmdet.structures import FeatureSpec, NetworkOutputs
+from pat_mmdet.structures import FeatureSpec, NetworkOutputs, Requires
 
 STUDENT, TEACHER, ROWS = 6, 9, 8
 NUM_DATA, WIDTH, NEGATIVES = 20, 5, 7
@@ -49,7 +50,8 @@ def make(kind, seed=0, **options):
     if issubclass(kind, CRD):
         options = dict(num_data=NUM_DATA, width=WIDTH, num_negatives=NEGATIVES, **options)
     torch.manual_seed(seed)
-    return kind(FeatureSpec((), embedding=STUDENT), FeatureSpec((), embedding=TEACHER), **options)
+    specs = FeatureSpec((), embedding=STUDENT), FeatureSpec((), embedding=TEACHER)
+    return build_layers(kind(**options), *specs)
 
 
 def views(seed=0, rows=ROWS, indices=None, grad=False, dtype=torch.float32, scale=1.0):
@@ -65,7 +67,7 @@ def views(seed=0, rows=ROWS, indices=None, grad=False, dtype=torch.float32, scal
 
 
 def step(method, student, teacher):
-    return method(student, teacher, no_prompts)
+    return method(student, teacher, None)
 
 
 def memory(method):
@@ -538,6 +540,11 @@ class Score(BaseMetric):
         return {"score": 1.0}
 
 
+class LinearTeacher(FrozenTeacher):
+    def _forward(self, images):
+        return NetworkOutputs(embedding=self.network(images))
+
+
 class Toy(BaseDistiller):
     """CRD between two linear networks, with the distiller's own handling of its parts."""
 
@@ -546,16 +553,18 @@ class Toy(BaseDistiller):
     def __init__(self):
         BaseModel.__init__(self)
         self.student = nn.Linear(STUDENT, STUDENT)
-        self.__dict__["_frozen"] = FrozenTeacher(nn.Linear(STUDENT, TEACHER))
+        network = nn.Linear(STUDENT, TEACHER)
+        network.data_preprocessor = self.data_preprocessor
+        self.frozen_teacher = LinearTeacher(network, self.data_preprocessor, Requires.EMBEDDING)
         self.distill = make(Known)
 
-    def _register_hooks(self):
+    def _build_frozen_teacher(self, network, dtype):
         raise AssertionError
 
     def _find_shapes(self, image):
         raise AssertionError
 
-    def views(self, inputs, data_samples, records):
+    def _student_outputs(self, activations, data_samples):
         raise AssertionError
 
     def forward(self, inputs, data_samples=None, mode="tensor"):
@@ -687,7 +696,7 @@ def test_overlays_in_classification(name):
     overlay = Config.fromfile(f"configs/_base_/methods/{name.lower()}.py").method
     options = {**task_settings(overlay, "classification"), **extra}
     assert METHODS.get(options.pop("type")) is kind
-    method = kind(FeatureSpec((), embedding=4), FeatureSpec((), embedding=3), **options)
+    method = kind(**options)
     assert {key: getattr(method, key) for key in values} == values
     if name != "RKD":
         assert method.student_layer.weight.shape == (128, 4)
@@ -701,4 +710,4 @@ def test_rkd_overlay_in_detection():
 
 def test_crd_needs_the_number_of_images():
     with pytest.raises(TypeError, match="num_data"):
-        CRD(FeatureSpec((), embedding=4), FeatureSpec((), embedding=3))
+        CRD()

@@ -151,7 +151,7 @@ def test_a_place_in_the_prompt_is_the_same_token(tapped):
     network, prompter, *_ = tapped
     stage = backbone_stages(network.backbone)[1]
     taken = []
-    handle = resolve(network, stage.begin).register_forward_pre_hook(
+    handle = resolve(network, stage.input_module).register_forward_pre_hook(
         lambda module, args: taken.append(args[0].clone())
     )
 
@@ -286,46 +286,46 @@ def test_recorder_keeps_inputs_and_outputs():
         outputs={"middle": "stages.1", "all": ""},
     )
     x = torch.randn(2, 4)
-    with recorder.recording() as records:
-        assert records == {}
+    with recorder.recording() as activations:
+        assert activations == {}
         output = toy(x)
-    assert set(records) == {"first", "second", "middle", "all"}
-    records = {name: calls[0] for name, calls in records.items()}
-    assert torch.equal(records["middle"], toy.stages[1](toy.stages[0](x)))
-    assert records["all"] is output
-    assert records["first"].grad_fn is not None
-    assert torch.equal(records["second"], records["first"].tanh())
-    assert torch.equal(output, records["first"] + 2 * records["second"])
+    assert set(activations) == {"first", "second", "middle", "all"}
+    activations = {name: calls[0] for name, calls in activations.items()}
+    assert torch.equal(activations["middle"], toy.stages[1](toy.stages[0](x)))
+    assert activations["all"] is output
+    assert activations["first"].grad_fn is not None
+    assert torch.equal(activations["second"], activations["first"].tanh())
+    assert torch.equal(output, activations["first"] + 2 * activations["second"])
 
 
 def test_recorder_keeps_every_call():
     toy = Toy()
     recorder = Recorder(toy, inputs={"in": ("stages.0", 0)}, outputs={"out": "stages.0"})
     first, second = torch.randn(2, 1, 4)
-    with recorder.recording() as records:
+    with recorder.recording() as activations:
         expected = toy.stages[0](first)
         toy.stages[0](second)
-    assert records["in"][0] is first and records["out"][0] is expected
-    assert records["in"][1] is second and len(records["in"]) == len(records["out"]) == 2
+    assert activations["in"][0] is first and activations["out"][0] is expected
+    assert activations["in"][1] is second and len(activations["in"]) == len(activations["out"]) == 2
     with recorder.recording() as others:
         toy.stages[0](second)
-    assert others["in"] == [second] and len(records["in"]) == 2
+    assert others["in"] == [second] and len(activations["in"]) == 2
 
 
 def test_recorder_does_nothing_outside_of_its_context():
     toy = Toy()
     recorder = Recorder(toy, inputs={"in": ("stages.0", 0)}, outputs={"out": "stages.0"})
     toy(torch.randn(1, 4))
-    with recorder.recording() as records:
+    with recorder.recording() as activations:
         pass
     toy(torch.randn(1, 4))
-    assert records == {} and recorder._records is None
-    with pytest.raises(RuntimeError, match="inside"), recorder.recording() as records:
+    assert activations == {} and recorder._activations is None
+    with pytest.raises(RuntimeError, match="inside"), recorder.recording() as activations:
         toy(torch.randn(1, 4))
         raise RuntimeError("inside")
-    assert recorder._records is None and set(records) == {"in", "out"}
+    assert recorder._activations is None and set(activations) == {"in", "out"}
     toy.stages[0](torch.zeros(1, 4))
-    assert records["in"][0].any()
+    assert activations["in"][0].any()
 
 
 def test_stages_of_a_derived_class_and_prefix():
@@ -333,7 +333,7 @@ def test_stages_of_a_derived_class_and_prefix():
         pass
 
     assert backbone_stages(Mine(**MOBILE), "net.body")[1] == Stage(
-        "net.body.layer3", "NCHW", end="net.body.layer3"
+        "net.body.layer3", "NCHW", output_module="net.body.layer3"
     )
     assert [stage.layout for stage in backbone_stages(nn_swin())] == ["NLC"] * 4
     with pytest.raises(
