@@ -44,16 +44,7 @@ setup(
         "classification": CLASSIFICATION,
         "demo": DEMO,
         "faster-eval": FASTER_EVAL,
-        "test": [
-            *DEMO,
-            *FASTER_EVAL,
-            "import-linter",
-            "mypy",
-            "pytest",
-            "pytest-cov",
-            "pytest-xdist",
-            "ruff",
-        ],
+        "test": [*DEMO, *FASTER_EVAL, *TEST],
         "all": [*MM, *CLASSIFICATION, *DEMO],
     },
 )
