@@ -1,6 +1,8 @@
 # `make demo` and `make test` do all the set-up they need; see tools/env.sh.
-# Variables: PYTHON (the interpreter .venv is made with), ARGS (passed on to the tool or pytest).
+# Variables: PYTHON (the interpreter .venv is made with), MMCV (full: compile mmcv's operators), ARGS
+# (passed on to the tool or pytest).
 PYTHON ?= python3
+MMCV ?=
 ARGS ?=
 VENV_PYTHON := .venv/bin/python
 
@@ -12,10 +14,11 @@ help:
 	@echo "make table-demo   the same with all methods and two seeds; ends with a table"
 	@echo "make test         lint and tests          (ARGS='-k losses' picks tests, ARGS='-m full' takes the long ones)"
 	@echo "make lint         ruff, check and format"
-	@echo "make env          set up .venv only       (PYTHON=python3.11 picks the interpreter)"
+	@echo "make env          set up .venv only       (PYTHON=python3.11 picks the interpreter,"
+	@echo "                                           MMCV=full compiles mmcv's operators: 5 to 20 minutes)"
 
 env:
-	@PYTHON='$(PYTHON)' bash tools/env.sh
+	@PYTHON='$(PYTHON)' MMCV='$(MMCV)' bash tools/env.sh
 
 demo: env
 	$(VENV_PYTHON) tools/demo.py $(ARGS)

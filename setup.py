@@ -1,9 +1,9 @@
 """Packaging of pat_mmdet.
 
 ``pip install -e .`` is safe where MMDetection is installed: as in MMDetection itself, torch and the
-OpenMMLab packages are extras, so that pip neither replaces them, nor adds a second mmcv beside a
-fork of it, nor builds an mmcv without ops. A version that does not work is named when the package
-is imported (``pat_mmdet/versions.py``, whose ranges these are).
+OpenMMLab packages are extras, so that pip neither replaces them nor puts mmcv-lite over an mmcv
+with compiled operators. A version that does not work is named when the package is imported
+(``pat_mmdet/utils/version_check.py``, whose ranges these are).
 """
 
 from pathlib import Path
@@ -18,14 +18,16 @@ readme = ROOT / "README.md"
 
 MM = [
     "torch>=2.0",
+    "torchvision",  # does what mmcv-lite lacks
     "mmengine>=0.10.0,<1.0.0",
-    "mmcv>=2.0.0,<2.2.0",
+    "mmcv-lite>=2.0.0,<2.2.0",
     "mmdet>=3.1.0,<4.0.0",
     "pycocotools",
 ]
 CLASSIFICATION = ["mmpretrain>=1.0.0,<2.0.0", "timm>=0.9"]
 DEMO = ["scikit-learn", "matplotlib"]
 FASTER_EVAL = ["faster-coco-eval>=1.6.5"]
+TEST = ["import-linter", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"]
 
 setup(
     name="pat_mmdet",
@@ -42,7 +44,7 @@ setup(
         "classification": CLASSIFICATION,
         "demo": DEMO,
         "faster-eval": FASTER_EVAL,
-        "test": [*DEMO, *FASTER_EVAL, "pytest", "pytest-xdist", "ruff"],
+        "test": [*DEMO, *FASTER_EVAL, *TEST],
         "all": [*MM, *CLASSIFICATION, *DEMO],
     },
 )

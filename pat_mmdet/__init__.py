@@ -40,7 +40,7 @@ def _obstacle() -> str:
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             if package == "mmcv" and "mmcv._ext" in str(error):
-                what += " (this mmcv was built without its compiled ops, or for another torch)"
+                what += " (this mmcv was built for another torch)"
             return (
                 f"{module} cannot be imported. {what}\n"
                 f"Install what it lacks, or {package} anew: {command}"

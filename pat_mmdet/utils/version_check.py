@@ -86,10 +86,9 @@ def pip_command(package: str, versions: str) -> str:
     Returns:
         A line for the shell.
     """
-    if package == "mmcv":  # pip's default is a build that cannot see torch and leaves out the ops
-        options = "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv"
-        return f'{options} "mmcv{versions}"'
-    return f'pip install "{package}{versions}"'
+    # mmcv itself is no wheel: pip compiles for minutes, or leaves the operators out.
+    distribution = "mmcv-lite" if package == "mmcv" else package
+    return f'pip install "{distribution}{versions}"'
 
 
 def installed(distribution: str) -> Version | None:
@@ -132,9 +131,12 @@ def _known_bad(found: dict[str, tuple[str, Version]]) -> list[str]:
             continue
         if _contains(bad.versions, version):
             reason = bad.reason.format(beside=beside)
+            command = pip_command(bad.package, bad.supported)
+            if f'"{distribution}{bad.supported}"' not in command:  # another distribution's folder
+                command = f"pip uninstall -y {distribution} && {command}"
             problems[bad.package] = (
                 f"{distribution} {version} does not work ({reason}); "
-                f"{bad.package}{bad.supported} does:\n    {pip_command(bad.package, bad.supported)}"
+                f"{bad.package}{bad.supported} does:\n    {command}"
             )
     return list(problems.values())
 
@@ -148,6 +150,12 @@ def _untried(found: dict[str, tuple[str, Version]]) -> list[str]:
             notes.append(f"{distribution} {version} is newer than {tested}, the newest tested")
         elif not _contains(PACKAGES[package].supported, version):
             notes.append(f"{distribution} {version} is outside {PACKAGES[package].supported}")
+    lite = installed("mmcv-lite")
+    if lite is not None and found["mmcv"][0] != "mmcv-lite":
+        notes.append(
+            f"{found['mmcv'][0]} {found['mmcv'][1]} and mmcv-lite {lite} overwrite each other's "
+            "files; remove both, then install one"
+        )
     numpy = installed("numpy")
     if "mmpretrain" in found and numpy is not None and numpy >= Version("2.4"):
         notes.append(f"numpy {numpy} has no in1d, which mmpretrain's retrieval metrics call")

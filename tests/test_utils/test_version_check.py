@@ -68,7 +68,14 @@ def test_installed_versions_work():
         ({"mmengine": "1.0.0"}, r"mmengine 1\.0\.0 .*MMDetection 3\.3\.0 refuses"),
         ({"mmcv": "1.7.2"}, r"mmcv 1\.7\.2 .*mmcv>=2\.0\.0,<2\.2\.0 does"),
         ({"mmcv": None, "mmcv_full": "1.7.2"}, r"mmcv-full 1\.7\.2 "),
-        ({"mmcv": "2.2.0"}, r"mmcv 2\.2\.0 .*\n.*MMCV_WITH_OPS=1 pip .*\"mmcv>=2\.0\.0,<2\.2\.0\""),
+        (
+            {"mmcv": "2.2.0"},
+            r"mmcv 2\.2\.0 .*\n +pip uninstall -y mmcv && pip install \"mmcv-lite>=2\.0",
+        ),
+        (
+            {"mmcv": None, "mmcv_lite": "2.2.0"},
+            r"mmcv-lite 2\.2\.0 .*\n +pip install \"mmcv-lite>=2\.0\.0,<2\.2\.0\"",
+        ),
         (
             {"mmcv": None, "onedl_mmcv": "2.3.0"},
             r"onedl-mmcv 2\.3\.0 .*MMDetection 3\.3\.0 refuses",
@@ -100,6 +107,7 @@ def test_all_bad_versions_are_named_at_once(pretend):
         ({"mmdet": "3.4.0", "mmcv": "2.2.0"}, r"mmcv 2\.2\.0 is newer than 2\.1.*; mmdet 3\.4\.0"),
         ({"mmengine": "0.9.1"}, r"mmengine 0\.9\.1 is outside >=0\.10"),
         ({"numpy": "2.4.0"}, r"numpy 2\.4\.0 has no in1d"),
+        ({"mmcv_lite": "2.1.0"}, r"mmcv 2\.1\.0 and mmcv-lite 2\.1\.0 overwrite each other"),
     ],
 )
 def test_untried_version_is_one_warning(pretend, changes, message):
@@ -126,6 +134,11 @@ def test_forks_are_the_same_packages(pretend):
         versions.check_versions()
 
 
+def test_mmcv_lite_is_as_good_as_mmcv(pretend):
+    pretend(mmcv=None, mmcv_lite="2.1.0")
+    check_silently()
+
+
 def test_missing_and_unintelligible_versions_are_passed_over(pretend):
     pretend(mmpretrain=None, timm=None, numpy=None, torch="built-by-hand")
     check_silently()
@@ -134,7 +147,7 @@ def test_missing_and_unintelligible_versions_are_passed_over(pretend):
 def test_setup_declares_the_same_ranges():
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     for name, package in versions.PACKAGES.items():
-        assert f'"{name}{package.supported}"' in setup
+        assert versions.pip_command(name, package.supported).removeprefix("pip install ") in setup
 
 
 def test_requirements_are_exact_and_within_the_ranges():
@@ -144,8 +157,9 @@ def test_requirements_are_exact_and_within_the_ranges():
     assert not [pin for pin in pins if not re.match(r"[\w.-]+==[\w.]+( *;|$)", pin)]
     exact = dict(re.match(r"([\w.-]+)==([\w.]+)", pin).groups() for pin in pins)
     for name, package in versions.PACKAGES.items():
-        assert versions.SpecifierSet(package.supported).contains(exact[name])
-        assert exact[name].startswith(package.tested)
+        pinned = exact["mmcv-lite" if name == "mmcv" else name]
+        assert versions.SpecifierSet(package.supported).contains(pinned)
+        assert pinned.startswith(package.tested)
 
 
 def run(code):
@@ -178,8 +192,8 @@ def test_losses_and_layers_need_torch_alone():
     ("broken", "message"),
     [
         ('block("mmdet")', r"mmdet is not installed\. To install it: pip install \"mmdet>=3"),
-        ('block("mmcv")', r"mmcv is not installed\. To install it: MMCV_WITH_OPS=1 pip"),
-        ('block("mmcv._ext")', r"mmcv\.ops cannot be imported\. .*built without its compiled ops"),
+        ('block("mmcv")', r"mmcv is not installed\. To install it: pip install \"mmcv-lite>=2"),
+        ('block("mmcv._ext")', r"mmcv\.ops cannot be imported\. .*built for another torch"),
         ('block("pycocotools")', r"mmdet\.datasets cannot be imported\. .*pycocotools"),
     ],
 )
