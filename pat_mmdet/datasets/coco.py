@@ -11,6 +11,8 @@ from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
+from pat_mmdet.utils.images import annotated_size, boxes_fit, read_image_sizes
+
 _REQUIRED = {
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("id", "image_id", "category_id", "bbox", "area"),
@@ -19,7 +21,9 @@ _REQUIRED = {
 
 
 class CheckedCOCO(COCO):
-    """Reads an annotation file and says what is wrong with it.
+    """Read an annotation file and say what is wrong with it.
+
+    Annotations without ``iscrowd``, which COCO's evaluation reads, are of single objects.
 
     Args:
         annotation_file (str): Path of a COCO JSON file.
@@ -60,6 +64,8 @@ class CheckedCOCO(COCO):
                         f"annotation file {annotation_file!r}: {len(lacking)} of {len(entries)} "
                         f"{part} lack {key!r}, the first is {str(lacking[0])[:200]}. Add it"
                     )
+        for annotation in self.anns.values():
+            annotation.setdefault("iscrowd", 0)
         strangers = {ann["image_id"] for ann in self.anns.values()} - set(self.imgs)
         if strangers:
             raise ValueError(
@@ -70,12 +76,17 @@ class CheckedCOCO(COCO):
     def get_cat_ids(
         self, cat_names: list = (), sup_names: list = (), cat_ids: list = ()
     ) -> list[int]:
-        """Looks up category ids by name.
+        """Look up category ids by name.
 
         Raises:
-            ValueError: If a class is not in the file, the order differs, or annotations use ids
-                that no category has.
+            ValueError: If no class is named, one is not in the file, the order differs, or
+                annotations use ids that no category has.
         """
+        if not cat_names:
+            raise ValueError(
+                f"no classes are set for annotation file {self.path!r}. Set classes in the config "
+                "(metainfo) to the names of the categories to learn"
+            )
         names = {category["id"]: category["name"] for category in self.dataset["categories"]}
         absent = [name for name in cat_names if name not in names.values()]
         if absent:
@@ -107,7 +118,8 @@ class CheckedCocoDataset(CocoDataset):
     """A ``CocoDataset`` with clear errors, which goes on after an image that cannot be read.
 
     Such an image is reported by :class:`LoadImageOrSkip`. In training another image takes its
-    place. In evaluation a black one does, so that its objects count as missed.
+    place. In evaluation a black one does, so that its objects count as missed. Where the annotation
+    file has width and height of an image swapped, they are corrected by the image.
 
     Raises:
         FileNotFoundError: If the annotation file or most of the images do not exist.
@@ -117,16 +129,49 @@ class CheckedCocoDataset(CocoDataset):
     COCOAPI = CheckedCOCO
 
     def load_data_list(self) -> list[dict]:
-        """Loads the annotations and looks whether the images are there."""
+        """Load the annotations and check whether the images are there and of the annotated size."""
+        self._corrected: list[str] = []
         data_list = super().load_data_list()
+        if self._corrected:
+            self._warn(
+                f"{len(self._corrected)} images have width and height swapped, for example "
+                f"{self._corrected[0]!r}; the sizes of the images are used"
+            )
         if not self.test_mode and not any(info["instances"] for info in data_list):
             raise ValueError(
                 f"annotation file {self.ann_file!r} has no box of the classes "
                 f"{list(self.metainfo['classes'])}; there is nothing to learn from"
             )
         # A sample, as asking a remote file system for every image can take minutes.
-        sample = [info["img_path"] for info in data_list[:: max(len(data_list) // 100, 1)]]
-        absent = [path for path in sample if "://" not in path and not os.path.isfile(path)]
+        sample = data_list[:: max(len(data_list) // 100, 1)]
+        self._check_images([info for info in sample if "://" not in info["img_path"]])
+        return data_list
+
+    def parse_data_info(self, raw_data_info: dict) -> dict:
+        """Parse the annotations of an image, whose size is corrected before.
+
+        Boxes outside of the annotated size are lost, so the image is asked where boxes would fit
+        if width and height were swapped.
+        """
+        image = raw_data_info["raw_img_info"]
+        size = image["width"], image["height"]
+        boxes = [annotation["bbox"] for annotation in raw_data_info["raw_ann_info"]]
+        if not boxes_fit(boxes, size) and boxes_fit(boxes, size[::-1]):
+            path = os.path.join(self.data_prefix["img"], image["file_name"])
+            corrected = annotated_size(path, size, boxes)
+            if corrected != size:
+                self._corrected.append(image["file_name"])
+                image["width"], image["height"] = corrected
+        return super().parse_data_info(raw_data_info)
+
+    def _check_images(self, sample: list[dict]) -> None:
+        """Warn of images that are absent or of another size than annotated.
+
+        Raises:
+            FileNotFoundError: If most of them are absent.
+        """
+        paths = [info["img_path"] for info in sample]
+        absent = [path for path in paths if not os.path.isfile(path)]
         if len(absent) > len(sample) / 2:
             raise FileNotFoundError(
                 f"of {len(sample)} images of {self.ann_file!r} that were looked for, {len(absent)} "
@@ -134,16 +179,23 @@ class CheckedCocoDataset(CocoDataset):
                 "and data_prefix in the config"
             )
         if absent:
-            print_log(
-                f"of {len(sample)} images of {self.ann_file!r} that were looked for, {len(absent)} "
-                f"do not exist, for example {absent[0]!r}; they will be skipped",
-                "current",
-                logging.WARNING,
+            self._warn(
+                f"of {len(sample)} images that were looked for, {len(absent)} do not exist, for "
+                f"example {absent[0]!r}; they will be skipped"
             )
-        return data_list
+        resized = [info for info in sample if _has_another_size(info)]
+        if resized:
+            self._warn(
+                f"of {len(sample)} images that were looked at, {len(resized)} are not of the "
+                f"annotated size, for example {resized[0]['img_path']!r}; their boxes are used as "
+                "they are. If the images were resized, resize the boxes too"
+            )
+
+    def _warn(self, message: str) -> None:
+        print_log(f"{self.ann_file!r}: {message}", "current", logging.WARNING)
 
     def filter_data(self) -> list[dict]:
-        """Drops images as the config asks.
+        """Drop images as the config asks.
 
         Raises:
             ValueError: If no image is left.
@@ -158,7 +210,7 @@ class CheckedCocoDataset(CocoDataset):
         return kept
 
     def prepare_data(self, idx: int) -> dict | None:
-        """Loads and transforms an image, or a black one in evaluation if it cannot be read."""
+        """Load and transform an image, or a black one in evaluation if it cannot be read."""
         data = super().prepare_data(idx)
         if data is None and self.test_mode:
             info = self.get_data_info(idx)
@@ -168,3 +220,12 @@ class CheckedCocoDataset(CocoDataset):
                 info = transform(info)
             return info
         return data
+
+
+def _has_another_size(info: dict) -> bool:
+    """Return True if an image is readable and of neither the annotated size nor that swapped."""
+    try:
+        shown, _ = read_image_sizes(info["img_path"])
+    except OSError:
+        return False
+    return sorted(shown) != sorted((info["width"], info["height"]))

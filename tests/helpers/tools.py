@@ -1,5 +1,6 @@
 """Running the tools as a user does."""
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -28,3 +29,12 @@ def run_tool(name, *args, code=0, **kwargs):
     )
     assert result.returncode == code, result.stdout[-4000:]
     return result.stdout
+
+
+def load_tool(name):
+    """Imports a tool, which belongs to no package, as a module."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / "tools" / name)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

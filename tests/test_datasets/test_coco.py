@@ -11,11 +11,12 @@ from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.structures import InstanceData
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from pat_mmdet.datasets import CheckedCocoDataset, LoadImageOrSkip
 from pat_mmdet.datasets.transforms import loading
-from pat_mmdet.engine.runner import _SeededDataset
+from pat_mmdet.engine.runner.loops import _SeededDataset
 
 HEIGHT, WIDTH = 40, 60
 TRAIN = [
@@ -104,20 +105,29 @@ def skipped(data):
     return loading._skipped.value
 
 
-@pytest.fixture
-def warned():
-    """The warnings about broken images that MMEngine's logger gets."""
+def messages_with(words):
+    """Collect the warnings that MMEngine's logger gets with these words in them."""
     messages = []
 
     class Keep(logging.Handler):
         def emit(self, record):
-            if "cannot be read" in record.getMessage():
+            if words in record.getMessage():
                 messages.append(record.getMessage())
 
     logger, handler = MMLogger.get_current_instance(), Keep(logging.WARNING)
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)
+
+
+@pytest.fixture
+def logged():
+    yield from messages_with("")
+
+
+@pytest.fixture
+def warned():
+    yield from messages_with("cannot be read")
 
 
 def test_good_data_loads(data, warned):
@@ -383,3 +393,98 @@ def test_entries_that_lack_a_field(data, part, key):
 
 def test_part_of_a_dataset(data):
     assert len(dataset(data).get_subset([0, 2])) == 2
+
+
+def save_photo(path, width, height, orientation=None, box=None):
+    """Write a grey JPEG with a white box (x, y, w, h) in its stored frame."""
+    pixels = np.full((height, width, 3), 90, np.uint8)
+    if box is not None:
+        x, y, w, h = box
+        pixels[y : y + h, x : x + w] = 250
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, "JPEG", quality=95, exif=exif)
+
+
+def single(folder, width, height, box):
+    """An annotation file of one image."""
+    annotation = dict(id=1, image_id=1, category_id=1, bbox=box, area=box[2] * box[3], iscrowd=0)
+    write(
+        folder,
+        dict(
+            images=[dict(id=1, file_name="0.jpg", width=width, height=height)],
+            annotations=[annotation],
+            categories=[dict(id=1, name="cat")],
+        ),
+    )
+    (folder / "img").mkdir(exist_ok=True)
+    return folder / "img/0.jpg"
+
+
+SHOWN, STORED = (40, 80), (80, 40)
+STORED_BOX = [60, 10, 15, 20]  # as shown after a turn by 90 degrees to the right: [10, 60, 20, 15]
+SHOWN_BOX = [10, 60, 20, 15]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "annotated", "box", "loaded"),
+    [
+        (None, STORED, STORED_BOX, STORED),
+        (6, SHOWN, SHOWN_BOX, SHOWN),  # all as shown, as most tools do
+        (6, STORED, STORED_BOX, STORED),  # all as stored
+        (6, STORED, SHOWN_BOX, SHOWN),  # the size by PIL, the boxes by a browser
+        (None, SHOWN, STORED_BOX, STORED),  # width and height swapped
+    ],
+)
+@pytest.mark.parametrize("test", [False, True])
+def test_boxes_lie_on_the_loaded_image(orientation, annotated, box, loaded, test, tmp_path):
+    save_photo(single(tmp_path, *annotated, box), *STORED, orientation, STORED_BOX)
+    pipeline = [dict(type="LoadImageOrSkip"), *TRAIN[1:2], dict(type="PackDetInputs")]
+    sample = dataset(tmp_path, test, classes=("cat",), pipeline=pipeline)[0]
+    image = sample["inputs"].numpy()
+    assert image.shape[1:] == loaded[::-1] == sample["data_samples"].ori_shape
+    ((x1, y1, x2, y2),) = sample["data_samples"].gt_instances.bboxes.tensor.int().tolist()
+    assert image[:, y1:y2, x1:x2].mean() > 240
+    assert image.mean() == pytest.approx(90 + 160 * 300 / 3200, abs=5), "the box is all that shines"
+
+
+def test_images_of_another_size_are_reported(data, logged):
+    change(data, lambda content: content["images"][2].update(width=2 * WIDTH, height=2 * HEIGHT))
+    dataset(data)
+    assert any("1 are not of the annotated size" in message for message in logged)
+
+
+def test_swapped_sizes_are_corrected_and_counted(data, logged):
+    change(data, lambda content: content["images"][2].update(width=HEIGHT, height=WIDTH))
+    info = dataset(data).get_data_info(2)
+    assert (info["width"], info["height"], len(info["instances"])) == (WIDTH, HEIGHT, 2)
+    assert any("1 images have width and height swapped" in message for message in logged)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.999, 0.95])
+def test_jpeg_that_is_cut_is_read_as_opencv_reads_it(share, tmp_path, logged):
+    path = tmp_path / "0.jpg"
+    save_photo(path, 80, 40, box=STORED_BOX)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    image = LoadImageOrSkip()(dict(img_path=str(path)))["img"]
+    assert np.array_equal(image, cv2.imread(str(path)))
+    assert [f"{str(path)!r} is cut" in message for message in logged] == [True] * (share < 1)
+
+
+def test_thin_images_are_trained_and_tested_on(tmp_path):
+    path = single(tmp_path, 3000, 2, [100, 0, 50, 2])
+    for shape in ((2, 3000, 3), (3000, 2, 3)):
+        cv2.imwrite(str(path), np.full(shape, 90, np.uint8))
+        for test in (False, True):
+            resize = dict(type="Resize", scale=(128, 128), keep_ratio=True)
+            pipeline = [TRAIN[0], TRAIN[1], resize, TRAIN[3]]
+            sample = dataset(tmp_path, test, ("cat",), pipeline=pipeline)[0]
+            assert min(sample["inputs"].shape[1:]) == 2 and max(sample["inputs"].shape[1:]) == 128
+
+
+@pytest.mark.parametrize("classes", [(), []])
+def test_no_classes(data, classes):
+    with pytest.raises(ValueError, match=r"no classes are set for annotation file .*metainfo"):
+        dataset(data, classes=classes)

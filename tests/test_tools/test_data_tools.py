@@ -1,28 +1,18 @@
 """The tools that make, convert and show data, run as a user runs them."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.tools import ROOT, load_tool
 from PIL import Image
 from pycocotools.coco import COCO
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-
-
-def load(path):
-    """Import a tool, which belongs to no package, as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, TOOLS / path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+TOOLS = ROOT / "tools"
 
 
 def run(tool, *args, **env):
@@ -42,193 +32,6 @@ def assert_one_clear_error(result, *words):
         assert str(word) in result.stderr
 
 
-# ---------------------------------------------------------------------------- voc2coco
-
-
-def voc_object(name, *corners, difficult=0):
-    tags = "".join(
-        f"<{key}>{value}</{key}>"
-        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
-    )
-    return (
-        f"<object><name>{name}</name><difficult>{difficult}</difficult>"
-        f"<bndbox>{tags}</bndbox></object>"
-    )
-
-
-def add_voc_image(root, split, name, *objects, size="<width>40</width><height>30</height>"):
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 30)).save(root / "JPEGImages" / f"{name}.jpg")
-    xml = f"<annotation><size>{size}</size>{''.join(objects)}</annotation>"
-    (root / "Annotations" / f"{name}.xml").write_text(xml)
-    with open(root / "ImageSets" / "Main" / f"{split}.txt", "a") as file:
-        file.write(f"{name}\n")
-
-
-@pytest.fixture
-def voc(tmp_path):
-    root = tmp_path / "voc"
-    add_voc_image(
-        root, "train", "b", voc_object("cat", 1, 1, 11, 21), voc_object("ant", 5, 5, 9, 9)
-    )
-    add_voc_image(
-        root,
-        "train",
-        "a",
-        voc_object("cat", 7, 7, 7, 7),  # no area
-        voc_object("cat", 50, 5, 60, 9),  # outside
-        voc_object("ant", 31, 21, 50, 40),  # partly outside
-        voc_object("cat", 2, 2, 6, 8, difficult=1),
-    )
-    add_voc_image(root, "train", "empty")
-    add_voc_image(root, "val", "v", voc_object("ant", 3, 4, 8, 10.5), size="<width>0</width>")
-    return root
-
-
-def test_voc2coco_converts_drops_clips_and_counts(voc, tmp_path):
-    result = run("dataset_converters/voc2coco.py", voc, tmp_path / "out")
-    assert result.returncode == 0, result.stderr
-    train = json.loads((tmp_path / "out" / "train.json").read_text())
-    val = json.loads((tmp_path / "out" / "val.json").read_text())
-
-    # "ant" is not the first name read, but ids follow the sorted names, the same in both files.
-    assert train["categories"] == [{"id": 1, "name": "ant"}, {"id": 2, "name": "cat"}]
-    assert val["categories"] == train["categories"]
-    assert [i["file_name"] for i in train["images"]] == ["b.jpg", "a.jpg", "empty.jpg"]
-    boxes = [
-        (a["image_id"], a["category_id"], a["bbox"], a["iscrowd"]) for a in train["annotations"]
-    ]
-    assert boxes == [
-        (1, 2, [0, 0, 10, 20], 0),
-        (1, 1, [4, 4, 4, 4], 0),
-        (2, 1, [30, 20, 10, 10], 0),
-        (2, 2, [1, 1, 4, 6], 1),
-    ]
-    assert [a["area"] for a in train["annotations"]] == [200, 16, 100, 24]
-    # The size is missing in this XML file, so it comes from the image.
-    assert (val["images"][0]["width"], val["images"][0]["height"]) == (40, 30)
-    assert val["annotations"][0]["bbox"] == [2, 3, 5, 6.5]
-
-    for line in (
-        "train: 3 images (1 without a box)",
-        "boxes: 4 (ant 2, cat 2), difficult: 1",
-        "dropped, no area: 1 (a.jpg)",
-        "dropped, outside the image: 1 (a.jpg)",
-        "clipped to the image: 1 (a.jpg)",
-        "classes=('ant', 'cat')",
-    ):
-        assert line in result.stdout
-
-
-def test_voc2coco_result_loads_in_pycocotools(voc, tmp_path):
-    load("dataset_converters/voc2coco.py").convert(voc, tmp_path, classes=["cat", "ant"])
-    coco = COCO(str(tmp_path / "train.json"))
-    assert len(coco.getImgIds()) == 3
-    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == ["cat", "ant"]
-    assert len(coco.getAnnIds(iscrowd=0)) == 3
-    detection = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 20], "score": 1.0}]
-    assert len(coco.loadRes(detection).getAnnIds()) == 1
-
-
-def test_voc2coco_matches_the_boxes_of_mmdet(voc, tmp_path):
-    from mmdet.datasets import CocoDataset, XMLDataset
-
-    load("dataset_converters/voc2coco.py").convert(voc, tmp_path, classes=["cat", "ant"])
-    common = {"metainfo": {"classes": ("cat", "ant")}, "pipeline": []}
-    ours = CocoDataset(
-        ann_file=str(tmp_path / "train.json"), data_prefix={"img": "JPEGImages/"}, **common
-    )
-    theirs = XMLDataset(
-        ann_file=str(voc / "ImageSets/Main/train.txt"),
-        data_prefix={"sub_data_root": str(voc)},
-        **common,
-    )
-    boxes = [
-        [i["bbox"] for i in dataset.get_data_info(0)["instances"]] for dataset in (ours, theirs)
-    ]
-    labels = [
-        [i["bbox_label"] for i in dataset.get_data_info(0)["instances"]]
-        for dataset in (ours, theirs)
-    ]
-    assert boxes[0] == boxes[1] and len(boxes[0]) == 2
-    assert labels[0] == labels[1]
-
-
-def test_voc2coco_zero_based(voc, tmp_path, capsys):
-    tool = load("dataset_converters/voc2coco.py")
-    add_voc_image(voc, "test", "z", voc_object("cat", 0, 4, 8, 10))
-    tool.convert(voc, tmp_path, ["test"], zero_based=True)
-    assert json.loads((tmp_path / "test.json").read_text())["annotations"][0]["bbox"] == [
-        0,
-        4,
-        8,
-        6,
-    ]
-    assert "--zero-based" not in capsys.readouterr().out
-    tool.convert(voc, tmp_path, ["test"])
-    assert json.loads((tmp_path / "test.json").read_text())["annotations"][0]["bbox"] == [
-        0,
-        3,
-        7,
-        6,
-    ]
-    assert "use --zero-based" in capsys.readouterr().out
-
-
-def break_xml(root):
-    (root / "Annotations" / "a.xml").write_text("<annotation><object>")
-
-
-def break_number(root):
-    add_voc_image(root, "train", "n", voc_object("cat", 1, "nan", 5, 5))
-
-
-def break_object(root):
-    add_voc_image(root, "train", "n", "<object><name>cat</name></object>")
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lambda root: (root / "Annotations" / "a.xml").unlink(), ["not found", "a.xml"]),
-        (break_xml, ["not readable XML", "a.xml"]),
-        (break_number, ["bndbox/ymin", "'nan'", "object 1 of", "n.xml"]),
-        (break_object, ["bndbox/xmin", "missing", "n.xml"]),
-        (lambda root: (root / "JPEGImages" / "b.jpg").unlink(), ["no image", "'b'"]),
-        (lambda root: (root / "JPEGImages" / "b.jpg").write_text("x"), ["cannot read", "b.jpg"]),
-        (lambda root: (root / "ImageSets/Main/val.txt").unlink(), ["val.txt", "--splits"]),
-        (lambda root: (root / "ImageSets/Main/val.txt").write_text("\n"), ["empty", "val.txt"]),
-        (lambda root: (root / "ImageSets/Main/val.txt").write_text("v\nv\n"), ["more than once"]),
-    ],
-)
-def test_voc2coco_names_what_is_wrong_and_writes_nothing(voc, tmp_path, damage, words):
-    damage(voc)
-    tool = load("dataset_converters/voc2coco.py")
-    with pytest.raises(tool.ConversionError) as error:
-        tool.convert(voc, tmp_path / "out")
-    assert all(word in str(error.value) for word in words), error.value
-    assert len(str(error.value).splitlines()) == 2  # what and where, then the remedy
-    assert not (tmp_path / "out").exists()
-
-
-def test_voc2coco_unknown_class_is_one_message(voc, tmp_path):
-    result = run("dataset_converters/voc2coco.py", voc, tmp_path / "out", "--classes", "cat")
-    assert_one_clear_error(result, "unknown class 'ant'", "b.xml", "--classes")
-    assert not (tmp_path / "out").exists()
-
-
-def test_voc2coco_default_output_respects_read_only_data(voc):
-    tool = load("dataset_converters/voc2coco.py")
-    assert tool.default_out_dir(voc) == voc / "annotations"
-    voc.chmod(0o555)  # does not stop root, so the tool has to look
-    try:
-        with pytest.raises(tool.ConversionError, match="read-only"):
-            tool.default_out_dir(voc)
-    finally:
-        voc.chmod(0o755)
-
-
 # ------------------------------------------------------------------------- make_digits
 
 SMALL = {"train": 4, "val": 3, "size": 64, "min_digit": 16, "max_digit": 30, "max_digits": 3}
@@ -236,7 +39,7 @@ SMALL = {"train": 4, "val": 3, "size": 64, "min_digit": 16, "max_digit": 30, "ma
 
 @pytest.fixture(scope="module")
 def digits():
-    return load("dataset_converters/make_digits.py")
+    return load_tool("dataset_converters/make_digits.py")
 
 
 def flags(**changes):
@@ -471,7 +274,7 @@ def test_browse_dataset_val_boxes_fit_the_resized_image(config, digits_dir, tmp_
         "add_datasample",
         lambda self, name, image, sample, **_: drawn.append((image, sample.gt_instances.bboxes)),
     )
-    browse = load("browse_dataset.py").browse
+    browse = load_tool("browse_dataset.py").browse
     assert browse(Config.fromfile(config), "val", 99, tmp_path) == 3
     items = [a for a in annotations(digits_dir, "val")["annotations"] if a["image_id"] == 1]
     expected = np.array([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in items)]) * 1.5
@@ -503,5 +306,5 @@ def test_missing_config_is_one_line(tool, tmp_path, monkeypatch):
     # In this process: importing mmdet once more takes seconds.
     monkeypatch.setattr(sys, "argv", [tool, str(tmp_path / "nope.py")])
     with pytest.raises(SystemExit) as error:
-        load(tool).main()
+        load_tool(tool).main()
     assert "nope.py" in error.value.code and "\n" not in error.value.code
