@@ -247,7 +247,9 @@ def check_data(table: Table, cfg: Config, work_dir: Path) -> None:
 
 def train(jobs: list[Job], args: argparse.Namespace) -> list[str]:
     """Run trainings, ``args.jobs`` at a time; return a message for each that failed."""
-    waiting, running, failures = list(jobs), [], []
+    waiting = list(jobs)
+    running: list[Job] = []
+    failures: list[str] = []
     try:
         while waiting or running:
             for job in [job for job in running if job.process.poll() is not None]:
