@@ -54,10 +54,10 @@ def reproduce(monkeypatch, capfd):
 
 
 def wait_for(condition, process):
-    for _ in range(1200):
+    for _ in range(6000):  # ten minutes, for a busy machine
         if condition() or process.poll() is not None:
             break
-        time.sleep(0.05)
+        time.sleep(0.1)
     assert condition(), process.poll()
 
 
