@@ -27,7 +27,6 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-import torch
 from mmengine.config import Config
 
 from pat_mmdet.cli.arguments import add_cfg_options
@@ -247,7 +246,9 @@ def check_data(table: Table, cfg: Config, work_dir: Path) -> None:
 
 def train(jobs: list[Job], args: argparse.Namespace) -> list[str]:
     """Run trainings, ``args.jobs`` at a time; return a message for each that failed."""
-    waiting, running, failures = list(jobs), [], []
+    waiting = list(jobs)
+    running: list[Job] = []
+    failures: list[str] = []
     try:
         while waiting or running:
             for job in [job for job in running if job.process.poll() is not None]:
@@ -370,8 +371,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         return
     if args.launcher == "slurm" and shutil.which("srun") is None:
         raise ValueError("--launcher slurm needs srun, which is not in PATH; use a login node")
-    if args.launcher == "pytorch" and 0 < torch.cuda.device_count() < args.gpus:
-        raise ValueError(f"--gpus {args.gpus}, but there are only {torch.cuda.device_count()} here")
+    if args.launcher == "pytorch":
+        import torch
+
+        found = torch.cuda.device_count()
+        if 0 < found < args.gpus:
+            raise ValueError(f"--gpus {args.gpus}, but there are only {found} here")
 
 
 def interrupt(*_: object) -> None:

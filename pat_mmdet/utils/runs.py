@@ -14,7 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO
 
-import torch
 from mmengine.config import Config
 
 from pat_mmdet.utils.io import write_atomic
@@ -177,6 +176,8 @@ def hardware(gpus: int, partition: str | None = None) -> str:
     """
     if partition is not None:
         return f"Slurm partition {partition}, {gpus} GPUs"
+    import torch  # not at the top, as `--help` does not wait for it
+
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name(0)} x {gpus}"
     info = Path("/proc/cpuinfo")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -212,7 +212,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
 
-def _join(values) -> str:
+def _join(values: Iterable[str]) -> str:
     return "; ".join(sorted(set(values) - {""}))
 
 
@@ -231,7 +231,9 @@ def _build(
 ) -> Table:
     """Build a table from its entry in ``configs/tables.yml``, which describes the arguments."""
     teachers = teachers or {}
-    trained, alone, cells = {}, {}, []
+    trained: dict[str, Cell] = {}
+    alone: dict[str, Cell] = {}
+    cells = []
     for pair, numbers in pairs.items():
         published = {
             column: tuple(value) if isinstance(value, list) else (value,)

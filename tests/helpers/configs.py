@@ -8,6 +8,7 @@ from helpers.tools import ROOT
 from mmengine.registry import MODELS, init_default_scope
 
 from pat_mmdet.utils import is_distiller, load_config, teacher_model
+from pat_mmdet.utils.tables import load_tables
 
 CONFIGS = ROOT / "configs"
 DATA = ("cifar100", "imagenet", "cifar10")
@@ -32,28 +33,12 @@ TIMM_NAMES = dict(
     swin_n="swin_nano_patch4_window7_224",
 )
 CNNS = ("res18", "mbv2")
-# Student: teachers, as in the published tables.
-CIFAR100 = dict(
-    res18=("swin_t", "vit_s", "mixer_b16"),
-    mbv2=("swin_t", "vit_s", "mixer_b16"),
-    deit_t=("convnext_t", "mixer_b16"),
-    swin_p=("convnext_t", "mixer_b16"),
-    resmlp_s12=("convnext_t", "swin_t"),
-)
-IMAGENET = dict(
-    res18=("deit_t", "swin_t", "mixer_b16"),
-    mbv2=("deit_t", "swin_t", "mixer_b16"),
-    deit_t=("res50", "convnext_t", "mixer_b16"),
-    swin_n=("res50", "convnext_t", "mixer_b16"),
-    resmlp_s12=("res50", "convnext_t", "swin_t"),
-)
-CIFAR10 = dict(res18_mini=("tinyvit_mini",), mixer_mini=("tinyvit_mini",))
-TABLES = dict(cifar100=CIFAR100, imagenet=IMAGENET, cifar10=CIFAR10)
+# (teacher, student, data) of the pairs in the tables.
 PAIRS = [
-    (teacher, student, data)
-    for data, table in TABLES.items()
-    for student, teachers in table.items()
-    for teacher in teachers
+    (*pair.split("-"), data)
+    for data in DATA
+    for pair in dict.fromkeys(cell.pair for cell in load_tables()[data].cells.values())
+    if "-" in pair
 ]
 PUBLISHED = [pair for pair in PAIRS if pair[2] != "cifar10"]
 

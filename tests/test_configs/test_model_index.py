@@ -13,9 +13,12 @@ METRICS = {
 
 
 @pytest.fixture(scope="module")
-def models():
-    index = load(str(ROOT / "model-index.yml"))
-    index.build_models_with_collections()
+def index():
+    return load(str(ROOT / "model-index.yml"))
+
+
+@pytest.fixture(scope="module")
+def models(index):
     return index.models
 
 
@@ -24,11 +27,11 @@ def test_every_method_has_a_metafile(models):
     assert {model.metadata.data["Method"] for model in models} == overlays - {"none", "pat_fast"}
 
 
-def test_configs_and_code_exist_and_names_are_unique(models):
+def test_configs_and_code_exist_and_names_are_unique(index, models):
     assert len({model.name for model in models}) == len(models)
-    for model in models:
-        assert (ROOT / model.config).is_file(), model.name
-        assert (ROOT / model.code["URL"]).is_file()
+    assert all((ROOT / model.config).is_file() for model in models)
+    assert all((ROOT / collection.code["URL"]).is_file() for collection in index.collections)
+    assert {model.in_collection for model in models} == {each.name for each in index.collections}
 
 
 def test_published_results_are_those_of_the_tables(models):

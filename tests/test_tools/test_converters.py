@@ -671,7 +671,7 @@ WRONG_DETECTOR = {
         lambda s: {
             k.replace("attn.relative", "foo."): v for k, v in s.items() if "anchor" not in k
         },
-        ["is not a Swin Transformer"],
+        ["2 tensors of the FPN and the heads are missing"],
     ),
     "anchors": (
         lambda s: changed(

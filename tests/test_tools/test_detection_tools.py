@@ -1,7 +1,6 @@
 """End-to-end runs of the tools on a small set of digits."""
 
 import json
-import os
 import pickle
 import re
 import runpy
@@ -9,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -104,24 +102,47 @@ def test_training_writes_safe_checkpoints_without_the_teacher(trained):
     assert {"loss_kd", "loss_fd", "loss_reg"} < set(losses(trained)[6])
 
 
-def test_killed_training_continues_as_if_unbroken(tmp_path, settings, teacher, trained, pair):
-    folder = tmp_path / "killed"
+KILL = """
+import os
+import signal
+from pathlib import Path
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class KillOnce(Hook):
+    \"""Kill the process after the fourth iteration, the first time.\"""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        killed = Path(runner.work_dir, "killed")
+        if runner.iter == 3 and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_training_continues_as_if_unbroken(
+    tmp_path, settings, teacher, trained, pair, monkeypatch
+):
+    folder = tmp_path / "out"
+    (tmp_path / "kill.py").write_text(KILL)
+    config = tmp_path / "killed.py"
+    config.write_text(
+        f"_base_ = {str(pair)!r}\n"
+        "custom_imports = dict(imports=['pat_mmdet', 'kill'])\n"
+        "custom_hooks = [*{{_base_.custom_hooks}}, dict(type='KillOnce')]\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     command = [
-        sys.executable, str(ROOT / "tools/train.py"), str(pair), "--work-dir", str(folder),
-        "--cfg-options", *fix_teacher(settings, teacher),
+        "train.py", config, "--work-dir", folder, "--cfg-options", *fix_teacher(settings, teacher),
     ]  # fmt: skip
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        for _ in range(1200):
-            if (folder / "last_checkpoint").exists() or process.poll() is not None:
-                break
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert (folder / "iter_3.pth").exists() and not (folder / "iter_6.pth").exists()
+    run_tool(*command, code=-signal.SIGKILL)
+    assert (folder / "last_checkpoint").read_text().endswith("iter_3.pth")
     for file in folder.glob("*/vis_data/scalars.json"):
         file.unlink()
-    run_tool("train.py", *command[2:], "--resume")
+    run_tool(*command, "--resume")
     resumed, unbroken = losses(folder), losses(trained)
     assert sorted(resumed) == [4, 5, 6]
     assert resumed == {step: unbroken[step] for step in (4, 5, 6)}

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import os
+import re
 import runpy
 import shlex
 import signal
@@ -53,10 +54,10 @@ def reproduce(monkeypatch, capfd):
 
 
 def wait_for(condition, process):
-    for _ in range(1200):
+    for _ in range(6000):  # ten minutes, for a busy machine
         if condition() or process.poll() is not None:
             break
-        time.sleep(0.05)
+        time.sleep(0.1)
     assert condition(), process.poll()
 
 
@@ -100,43 +101,38 @@ def test_every_method_of_a_detector_is_in_every_table():
             assert {cell.method for cell in cells if cell.pair == pair} == known
 
 
-PUBLISHED = ["--table", "coco", "--settings", "published", "--cells", "*/ofa", "*/pat"]
-
-
-@pytest.mark.parametrize("flags", [[], PUBLISHED])
-def test_listed_commands_are_accepted_and_have_a_config(flags, reproduce, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "patterns", "settings"),
+    [
+        ("coco", ["swin_t/*", "*-res18/*"], "equal"),
+        ("coco", ["*/ofa", "*/pat"], "published"),
+        ("cifar100", ["swin_t/*", "swin_t-res18/*", "*/none"], "equal"),
+        ("cifar10", ["*/teacher", "*/none", "*/pat"], "equal"),
+    ],
+)
+def test_listed_commands_are_accepted(name, patterns, settings, reproduce, monkeypatch):
+    flags = ["--table", name, "--cells", *patterns, "--settings", settings]
     output, code = reproduce("--list", *flags)
     assert code is None
     parse = vars(importlib.import_module("pat_mmdet.cli.train"))["parse_args"]
     commands = [shlex.split(line) for line in output.splitlines() if line.startswith("    ")]
-    tables = load_tables()
-    cells = [(name, cell) for name in tables for cell in tables[name].cells.values()]
-    if flags:
-        cells = [("coco", cell) for cell in tables["coco"].select(["*/ofa", "*/pat"])]
+    cells = find_table(name).select(patterns)
     assert len(commands) == len(cells)
+    assert all(cell.published_text in output for cell in cells)
     teacher = None
-    # Of the large tables, which have one form, some are enough.
-    large = ("cifar100", "imagenet")
-    listed = [
-        (name, cell, command)
-        for number, ((name, cell), command) in enumerate(zip(cells, commands))
-        if name not in large or number % 12 == 0
-    ]
-    for table, cell, command in listed:
+    for cell, command in zip(cells, commands):
         assert command[:2] == ["python", "tools/train.py"]
         monkeypatch.setattr(sys, "argv", command[1:])
         args = parse()
         assert args.config == f"configs/{cell.config}" and args.resume == "auto"
         assert args.method == (None if cell.is_teacher else cell.method)
         cfg = load_config(args.config, args.cfg_options, args.method, args.settings)
-        assert cfg.settings == ("published" if flags and not cell.is_teacher else "equal")
+        assert cfg.settings == ("equal" if cell.is_teacher else settings)
         assert cfg.randomness.seed == 0 and args.work_dir.endswith("/seed_0")
         if cell.is_teacher:
             teacher = str(RunDir.from_config(Path(args.work_dir), cfg).checkpoint)
         elif cell.method != "none":
-            trained_here = table in ("cifar10", "digits", "bccd")
-            assert (cfg.model.teacher_checkpoint == teacher) == trained_here
-    assert "published: 35.62 / 56.67 / 38.04" in output
+            assert (cfg.model.teacher_checkpoint == teacher) == bool(cell.teacher)
 
 
 def test_cells_are_trained_killed_resumed_and_skipped(digits, tmp_path, reproduce):
@@ -160,7 +156,7 @@ def test_cells_are_trained_killed_resumed_and_skipped(digits, tmp_path, reproduc
     process.wait()
     lock_folder(teacher).close()
     assert not student.exists()
-    first = {path.name: path.stat().st_mtime_ns for path in teacher.glob("*.pth")}
+    step = int(re.search(r"iter_(\d+)", (teacher / "last_checkpoint").read_text())[1])
 
     output, code = reproduce(*command)
     assert code is None, output
@@ -168,7 +164,9 @@ def test_cells_are_trained_killed_resumed_and_skipped(digits, tmp_path, reproduc
         assert RunDir(folder, 8).is_finished() and (folder / "output.log").stat().st_size > 1000
     record = read_record(teacher)
     assert [start["exit_code"] for start in record["starts"]] == [None, 0]
-    assert all((teacher / name).stat().st_mtime_ns == time for name, time in first.items())
+    resumed = sorted(teacher.glob("*/vis_data/scalars.json"))[1].read_text().splitlines()
+    steps = [entry["step"] for entry in map(json.loads, resumed) if "loss" in entry]
+    assert steps == list(range(step + 1, 9))
     record = read_record(student)
     assert record["options"] == options and record["length"] == [8, "iter"]
     assert record["cell"] == f"{PAIR}/pat" and record["starts"][0]["hardware"]

@@ -27,7 +27,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def target(name: str) -> PurePosixPath | None:
-    """Give the place of a member of the zip file below the output folder.
+    """Return the place of a member of the zip file below the output folder.
 
     Args:
         name: Name of the member.

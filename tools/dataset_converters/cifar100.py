@@ -33,12 +33,12 @@ MD5_SUMS = {
 
 
 def md5(content: bytes) -> str:
-    """Give the MD5 sum of some bytes, in hexadecimal digits."""
+    """Return the MD5 sum of some bytes, in hexadecimal digits."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Give the names of the files that are not in a folder, or are not the published ones."""
+    """Return the names of the files that are not in a folder, or are not the published ones."""
     return [
         name
         for name, known in MD5_SUMS.items()

@@ -31,13 +31,13 @@ SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
 def image_names(folder: Path) -> list[str]:
-    """Give the sorted file names of the images that lie in a folder itself."""
+    """Return the sorted file names of the images that lie in a folder itself."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES))
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Give the sorted names of the folders in a folder, each of which counts as a class.
+    """Return the sorted names of the folders in a folder, each of which counts as a class.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -117,7 +117,7 @@ def read_labels(path: Path, classes: list[str]) -> dict[str, int]:
 
 
 def flat_labels(names: list[str], labels: dict[str, int], source: Path) -> str:
-    """Give the lines of ``meta/val.txt``.
+    """Return the lines of ``meta/val.txt``.
 
     Args:
         names: File names of the images in ``val``.
@@ -140,7 +140,7 @@ def flat_labels(names: list[str], labels: dict[str, int], source: Path) -> str:
 
 
 def listed_images(path: Path) -> set[str]:
-    """Give the image names of a file in ``meta``."""
+    """Return the image names of a file in ``meta``."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return {line.rsplit(" ", 1)[0] for line in lines if line.strip()}
 

@@ -1,4 +1,4 @@
-"""Converts MobileNetV2 ImageNet weights in torchvision's layout to MMDetection's backbone.
+"""Convert MobileNetV2 ImageNet weights in torchvision's layout to MMDetection's backbone.
 
 The names of the source do not matter, only the order and shapes of its tensors, which are those of
 torchvision's ``features``. A classifier at the end is left out.
@@ -15,7 +15,7 @@ from pat_mmdet.utils.errors import clear_errors
 
 
 def convert(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Renames tensors by their order.
+    """Rename tensors by their order.
 
     Args:
         source (dict[str, Tensor]): Weights in torchvision's order.
@@ -45,7 +45,7 @@ def convert(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    """Converts a file."""
+    """Convert a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", help="file with a state dict")
     parser.add_argument("out", help="file for the converted weights")
