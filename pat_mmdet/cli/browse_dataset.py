@@ -11,18 +11,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mmdet.models.utils import mask2ndarray
-from mmdet.registry import DATASETS, VISUALIZERS
-from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import BaseBoxes
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.utils import track_iter_progress
 
 from pat_mmdet.cli.arguments import add_cfg_options
 from pat_mmdet.utils import load_config
 from pat_mmdet.utils.errors import clear_errors
+
+if TYPE_CHECKING:
+    from mmdet.structures import DetDataSample
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,6 +66,9 @@ def load_boxes_first(dataset: ConfigDict) -> None:
 
 def prepare_for_drawing(data_sample: DetDataSample) -> DetDataSample:
     """Return the sample with plain arrays for boxes and masks, as the visualizer needs them."""
+    from mmdet.models.utils import mask2ndarray
+    from mmdet.structures.bbox import BaseBoxes
+
     data_sample = data_sample.numpy()
     instances = data_sample.gt_instances
     boxes = instances.get("bboxes", None)

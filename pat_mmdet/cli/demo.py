@@ -15,10 +15,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
-from matplotlib.patches import Rectangle
-from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 
 from pat_mmdet.utils import RunDir, load_config, student_model
@@ -113,6 +109,8 @@ def table(runs: list[Run]) -> str:
 
 def load_network(run: Run) -> object:
     """Builds the network of a training for inference, without its teacher."""
+    from mmdet.apis import init_detector
+
     cfg = load_config(str(run.config), {"data_root": run.options["data_root"]})
     cfg.model = student_model(cfg)
     return init_detector(cfg, str(run.training.checkpoint), device="cpu")
@@ -120,6 +118,11 @@ def load_network(run: Run) -> object:
 
 def draw_report(runs: list[Run], path: Path, threshold: float = 0.3) -> None:
     """Draws losses, mAP and boxes on a few test images."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
+    from mmdet.apis import inference_detector
+
     matplotlib.use("Agg")
     colours = dict(zip((run.title for run in runs), ("tab:blue", "tab:gray", "tab:red")))
     figure = plt.figure(figsize=(15, 12), layout="constrained")

@@ -12,19 +12,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine import registry
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, Registry, init_default_scope
-from mmengine.runner import Runner
 
 from pat_mmdet.cli.arguments import add_cfg_options
-from pat_mmdet.registry import METHODS
 from pat_mmdet.utils import (
     is_distiller,
     load_config,
-    load_weights,
-    read_checkpoint,
     student_model,
 )
 from pat_mmdet.utils.errors import clear_errors
@@ -62,6 +57,10 @@ def plain_config(cfg: Config) -> Config:
     Returns:
         Config: The student's config.
     """
+    from mmengine.runner import Runner
+
+    from pat_mmdet.registry import METHODS
+
     method = METHODS.get(cfg.model.method.type) if is_distiller(cfg) else None
     arguments = set(inspect.signature(Runner.__init__).parameters) - set(_OF_THE_RUN)
     plain = {
@@ -181,6 +180,11 @@ def _loads_pretrained(key: str, value: Any) -> bool:
 def main() -> None:
     """Export as the command line says."""
     args = parse_args()
+
+    import torch
+
+    from pat_mmdet.utils import load_weights, read_checkpoint
+
     with clear_errors():
         cfg = load_config(args.config, args.cfg_options)
         init_default_scope(cfg.get("default_scope", "mmdet"))

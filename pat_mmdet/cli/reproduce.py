@@ -369,6 +369,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--table is needed; known tables: {', '.join(load_tables())}")
     if args.list or args.collect:
         return
+
+    import torch
+
     if args.launcher == "slurm" and shutil.which("srun") is None:
         raise ValueError("--launcher slurm needs srun, which is not in PATH; use a login node")
     if args.launcher == "pytorch":

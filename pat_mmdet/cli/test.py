@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 from copy import deepcopy
 
-from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmengine.config import Config
-from mmengine.model import is_model_wrapper
 from mmengine.registry import METRICS
-from mmengine.runner import Runner
 
 from pat_mmdet.cli.arguments import add_cfg_options, add_launcher, set_local_rank
 from pat_mmdet.utils import (
     check_data,
     is_distiller,
     load_config,
-    load_weights,
     prepare_environment,
     set_work_dir,
     student_model,
@@ -101,6 +97,8 @@ def add_tta(cfg: Config) -> None:
 def draw(cfg: Config, args: argparse.Namespace) -> None:
     """Switches the drawing of predictions on."""
     if not is_classification(cfg):
+        from mmdet.engine.hooks.utils import trigger_visualization_hook
+
         trigger_visualization_hook(cfg, args)
         return
     cfg.default_hooks.visualization.update(
@@ -111,6 +109,12 @@ def draw(cfg: Config, args: argparse.Namespace) -> None:
 def main() -> None:
     """Tests as the command line says."""
     args = parse_args()
+
+    from mmengine.model import is_model_wrapper
+    from mmengine.runner import Runner
+
+    from pat_mmdet.utils import load_weights
+
     with clear_errors():
         cfg = load_config(args.config, args.cfg_options)
         set_work_dir(cfg, args.work_dir)

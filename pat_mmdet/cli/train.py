@@ -3,7 +3,6 @@
 import argparse
 
 from mmengine.config import Config
-from mmengine.runner import Runner, find_latest_checkpoint
 
 from pat_mmdet.cli.arguments import add_cfg_options, add_launcher, add_method, set_local_rank
 from pat_mmdet.utils import (
@@ -11,7 +10,6 @@ from pat_mmdet.utils import (
     is_distiller,
     load_config,
     prepare_environment,
-    read_checkpoint,
     set_work_dir,
 )
 from pat_mmdet.utils.errors import clear_errors
@@ -52,6 +50,10 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
         FileNotFoundError: If the checkpoint to resume from does not exist.
         ValueError: If it cannot be read, or the rate cannot be scaled.
     """
+    from mmengine.runner import find_latest_checkpoint
+
+    from pat_mmdet.utils import read_checkpoint
+
     set_work_dir(cfg, args.work_dir)
     if args.method is not None and args.work_dir is None:
         cfg.work_dir = f"{cfg.work_dir}_{args.method}"
@@ -84,6 +86,9 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
 def main() -> None:
     """Trains as the command line says."""
     args = parse_args()
+
+    from mmengine.runner import Runner
+
     with clear_errors():
         cfg = load_config(args.config, args.cfg_options, args.method, args.settings)
         apply_flags(cfg, args)

@@ -1,32 +1,32 @@
-"""Configs, checkpoints and work dirs."""
+"""Configs, checkpoints and work dirs.
 
-from pat_mmdet.utils.checkpoint import load_weights, read_checkpoint
-from pat_mmdet.utils.config import (
-    apply_method,
-    check_data,
-    is_distiller,
-    load_config,
-    prepare_environment,
-    set_work_dir,
-    student_model,
-    teacher_model,
-)
-from pat_mmdet.utils.io import write_atomic
-from pat_mmdet.utils.runs import RunDir, read_record, write_record
+What is listed here is imported when it is first used: ``import pat_mmdet`` and ``--help`` do not
+wait for torch.
+"""
 
-__all__ = [
-    "RunDir",
-    "apply_method",
-    "check_data",
-    "is_distiller",
-    "load_config",
-    "load_weights",
-    "prepare_environment",
-    "read_checkpoint",
-    "read_record",
-    "set_work_dir",
-    "student_model",
-    "teacher_model",
-    "write_atomic",
-    "write_record",
-]
+from importlib import import_module
+
+_MODULES = {
+    "checkpoint": ("load_weights", "read_checkpoint"),
+    "config": (
+        "apply_method",
+        "check_data",
+        "is_distiller",
+        "load_config",
+        "prepare_environment",
+        "set_work_dir",
+        "student_model",
+        "teacher_model",
+    ),
+    "io": ("write_atomic",),
+    "runs": ("RunDir", "read_record", "write_record"),
+}
+
+__all__ = [name for names in _MODULES.values() for name in names]
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import isdir
 from mmengine.logging import print_log
 
-from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
 from pat_mmdet.utils.paths import CONFIGS
 
 SETTINGS = {
@@ -194,6 +192,11 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
     Raises:
         ValueError: If the launcher needs a GPU and there is none.
     """
+    # Not above, as `--help` does not wait for torch.
+    import torch
+
+    from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
+
     cfg.launcher = launcher
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"

@@ -19,10 +19,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.utils.dl_utils import set_multi_processing
 
 from pat_mmdet.cli.arguments import add_cfg_options
-from pat_mmdet.engine.runner import training_dataloader
 from pat_mmdet.utils import load_config
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
@@ -61,6 +59,10 @@ def benchmark(cfg: Config, max_iter: int, num_warmup: int) -> dict:
     Returns:
         The settings of the loader and what it yields.
     """
+    from mmengine.utils.dl_utils import set_multi_processing
+
+    from pat_mmdet.engine.runner import training_dataloader
+
     init_default_scope(cfg.get("default_scope", "mmdet"))
     set_multi_processing(**cfg.get("env_cfg", {}).get("mp_cfg", {}))
     loader = training_dataloader(cfg.train_dataloader, seed=0)

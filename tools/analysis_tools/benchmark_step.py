@@ -10,24 +10,19 @@ a channel there. "library" is the plain teacher with the libraries' own layers.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
 import platform
-import time
-from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from parts import Parts, add_arguments
+from step_arguments import add_arguments
 
-from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
-from pat_mmdet.structures import Requires
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,55 +42,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def seconds(run: Callable[[], None], device: torch.device) -> float:
-    """Times one run, with all that it started on the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def peak_memory(run: Callable[[], None], device: torch.device) -> float:
-    """How much memory a run takes at its highest beyond what was in use before, in MiB.
-
-    By the allocator of a GPU; on a CPU by the sum of all that torch allocates and frees, which is
-    the same from run to run, where the resident set also has what malloc keeps.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it complains that there is no GPU
-    with torch.autograd.profiler.profile(profile_memory=True) as trace:
-        run()
-    changes = (e.nbytes() for e in trace.kineto_results.events() if e.name() == "[memory]")
-    return max(accumulate(changes), default=0) / 2**20
-
-
-def saved_memory(run: Callable[[], None], model: torch.nn.Module) -> float:
-    """What autograd keeps for the backward pass of a run, in MiB, weights not counted."""
-    weights = {param.untyped_storage().data_ptr() for param in model.parameters()}
-    weights |= {param.untyped_storage().data_ptr() for param in model.teacher.parameters()}
-    sizes: dict[int, int] = {}
-
-    def keep(x: torch.Tensor) -> torch.Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        run()
-    return sum(sizes.values()) / 2**20
-
-
-def gradient_memory(model: torch.nn.Module) -> float:
+def gradient_memory(model: nn.Module) -> float:
     """What the gradients of all trained parameters take, in MiB."""
     return sum(4 * param.numel() for param in model.parameters() if param.requires_grad) / 2**20
 
@@ -106,6 +53,13 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
     Raises:
         ValueError: If the method has no prompts.
     """
+    import torch
+    from parts import Parts, default_device, peak_memory, saved_memory, seconds
+
+    from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
+    from pat_mmdet.structures import Requires
+
+    args.device = args.device or default_device()
     dtype = None
     if args.amp:
         dtype = torch.float16 if torch.device(args.device).type == "cuda" else torch.bfloat16
@@ -137,6 +91,8 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
 
 def report(times: dict[str, list[float]], memory: dict[str, Any], args: argparse.Namespace) -> dict:
     """Puts the figures together that are printed and written."""
+    import torch
+
     mid = {name: median(values) for name, values in times.items()}
     saved = memory["saved"]
     mid["floor"] = mid["student"] + mid["teacher"] + mid["prompted"]

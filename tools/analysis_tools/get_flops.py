@@ -13,18 +13,19 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-import torch
-from parts import Parts, add_arguments
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from step_arguments import add_arguments
 
-from pat_mmdet.models.methods import crd
-from pat_mmdet.structures import Requires
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
+
+if TYPE_CHECKING:
+    import torch
+    from parts import Parts
+    from torch import Tensor, nn
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,6 +43,10 @@ def parse_args() -> argparse.Namespace:
 
 def count(run: Callable[[], object]) -> FlopCounterMode:
     """Counts what a run takes, always with the same random numbers."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
     torch.manual_seed(0)
     # oneDNN's products and the fused attention of the CPU are unknown to the counter.
     product = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # not in every build
@@ -86,6 +91,8 @@ def parameters(module: nn.Module, trained: bool = False) -> int:
 
 def gathered_bytes(parts: Parts) -> int:
     """What a process sends to all others in a step, besides gradients."""
+    from pat_mmdet.models.methods import crd
+
     sent = []
 
     def gather(data: Tensor) -> list[Tensor]:
@@ -99,6 +106,11 @@ def gathered_bytes(parts: Parts) -> int:
 
 def measure(args: argparse.Namespace) -> dict:
     """Counts all parts of a step; the figures are those that are printed and written."""
+    from parts import Parts, default_device
+
+    from pat_mmdet.structures import Requires
+
+    args.device = args.device or default_device()
     own, kd = Parts(args, args.method), Parts(args, "kd")
     model = own.model
     own.teacher()  # the first run also asks the student what to compare

@@ -1,11 +1,15 @@
-"""The passes that a training step is made of, each to be run alone."""
+"""The passes that a training step is made of, each to be run alone, and what a run takes."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import math
+import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,7 +18,6 @@ from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from pat_mmdet.cli.arguments import add_cfg_options
 from pat_mmdet.structures import Prompt
 from pat_mmdet.utils import is_distiller, load_config, teacher_model
 
@@ -22,27 +25,16 @@ from pat_mmdet.utils import is_distiller, load_config, teacher_model
 _OBJECTS = 7
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that choose the networks and the batch."""
-    parser.add_argument("config", help="path of the config of a pair")
-    parser.add_argument("--method", default="pat", help="method to measure beside KD")
-    parser.add_argument("--batch-size", type=int, default=4, help="images of a step")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs="+",
-        metavar=("HEIGHT", "WIDTH"),
-        help="of the images; the config's input_size by default",
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add_cfg_options(parser)
+def default_device() -> str:
+    """Return ``'cuda'`` where torch finds a GPU, else ``'cpu'``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Parts:
     """A student, its teacher and a method on one random batch.
 
     Args:
-        args (argparse.Namespace): What :func:`add_arguments` reads.
+        args (argparse.Namespace): What :func:`step_arguments.add_arguments` reads.
         method (str): Name of a method overlay.
         dtype (torch.dtype, optional): Precision of autocast; full precision without.
         compile (bool): Whether to compile the blocks of both networks.
@@ -194,3 +186,51 @@ def _batch(model: nn.Module, count: int, size: Sequence[int]) -> dict:
     images = torch.randint(256, (count, 3, *size), dtype=torch.uint8)
     samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i % 2) for i in range(count)]
     return dict(inputs=images, data_samples=samples)
+
+
+def seconds(run: Callable[[], None], device: torch.device) -> float:
+    """Times one run, with all that it started on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_memory(run: Callable[[], None], device: torch.device) -> float:
+    """How much memory a run takes at its highest beyond what was in use before, in MiB.
+
+    By the allocator of a GPU; on a CPU by the sum of all that torch allocates and frees, which is
+    the same from run to run, where the resident set also has what malloc keeps.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it complains that there is no GPU
+    with torch.autograd.profiler.profile(profile_memory=True) as trace:
+        run()
+    changes = (e.nbytes() for e in trace.kineto_results.events() if e.name() == "[memory]")
+    return max(accumulate(changes), default=0) / 2**20
+
+
+def saved_memory(run: Callable[[], None], model: torch.nn.Module) -> float:
+    """What autograd keeps for the backward pass of a run, in MiB, weights not counted."""
+    weights = {param.untyped_storage().data_ptr() for param in model.parameters()}
+    weights |= {param.untyped_storage().data_ptr() for param in model.teacher.parameters()}
+    sizes: dict[int, int] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        run()
+    return sum(sizes.values()) / 2**20

@@ -7,20 +7,23 @@ heads keep their tensors; detectron2's default weights (10, 10, 5, 5) of the box
 config's deviations (0.1, 0.1, 0.2, 0.2).
 """
 
+from __future__ import annotations
+
 import argparse
 import re
 from math import isqrt
 from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from mmdet.registry import MODELS
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from swin import DETECTRON2, convert_backbone, first, fit, read_weights, wrong_source
-from torch import Tensor
 
 from pat_mmdet.utils import load_config
 from pat_mmdet.utils.errors import clear_errors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG = Path("configs/teachers/faster-rcnn_swin-t_fpn_3x_coco.py")
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,6 +140,8 @@ def _find_settings(source: dict[str, Tensor], backbone: dict[str, object]) -> di
 
 def _check_anchors(source: dict[str, Tensor], expected: list[Tensor]) -> None:
     """Compare the anchors (A, 4) of each level, where the source has them."""
+    import torch
+
     anchors = [source[key].float() for key in sorted(source) if key.startswith(ANCHORS)]
     same = len(anchors) == len(expected) and all(
         a.shape == b.shape and torch.allclose(a, b, atol=0.01) for a, b in zip(anchors, expected)
@@ -164,6 +169,9 @@ def main() -> None:
         "--drop-mask-head", action="store_true", help="convert the boxes of a Mask R-CNN"
     )
     args = parser.parse_args()
+
+    import torch
+
     with clear_errors():
         if args.source.endswith((".pkl", ".pickle")):
             raise ValueError(

@@ -4,17 +4,19 @@ The names of the source do not matter, only the order and shapes of its tensors,
 torchvision's ``features``. A classifier at the end is left out.
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from mmdet.models.backbones import MobileNetV2
-
-from pat_mmdet.utils import read_checkpoint
 from pat_mmdet.utils.errors import clear_errors
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def convert(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+
+def convert(source: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename tensors by their order.
 
     Args:
@@ -26,6 +28,8 @@ def convert(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: If a tensor is missing or has another shape.
     """
+    from mmdet.models.backbones import MobileNetV2
+
     # Counters of batches are not in every source, and nothing reads them.
     source, target = (
         {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
@@ -50,6 +54,11 @@ def main() -> None:
     parser.add_argument("source", help="file with a state dict")
     parser.add_argument("out", help="file for the converted weights")
     args = parser.parse_args()
+
+    import torch
+
+    from pat_mmdet.utils import read_checkpoint
+
     with clear_errors():
         source = read_checkpoint(args.source)
         weights = convert(source.get("state_dict", source))

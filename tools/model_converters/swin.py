@@ -5,18 +5,19 @@ downsampling opens a layer instead of ending the one before. The result is for
 ``init_cfg=dict(type="Pretrained", checkpoint=OUT)`` with ``convert_weights=False``.
 """
 
+from __future__ import annotations
+
 import argparse
 import re
 from collections.abc import Iterable
 from math import isqrt
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from mmdet.models.backbones.swin import SwinTransformer, swin_converter
-from torch import Tensor, nn
-
-from pat_mmdet.utils import read_checkpoint
 from pat_mmdet.utils.errors import clear_errors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 BIAS_TABLE = r"layers\.(\d+)\.blocks\.\d+\.attn\.relative_position_bias_table"
 DETECTRON2 = r"backbone\.(bottom_up|fpn_)|proposal_generator\.|roi_heads\."
@@ -52,6 +53,10 @@ def read_weights(source: str) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be read, or holds pickled objects.
     """
+    from torch import Tensor
+
+    from pat_mmdet.utils import read_checkpoint
+
     try:
         content = read_checkpoint(source)
     except ValueError as error:
@@ -98,6 +103,8 @@ def convert_backbone(source: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict
     Raises:
         ValueError: If the source is another network.
     """
+    from mmdet.models.backbones.swin import swin_converter
+
     # One row for each of the (2w - 1)² offsets in a window, one column for each head.
     tables: dict[int, list[Tensor]] = {}
     for key, value in source.items():
@@ -172,11 +179,15 @@ def main() -> None:
     parser.add_argument("source", help="file with the ImageNet weights (.pth)")
     parser.add_argument("out", help="file for the converted weights")
     args = parser.parse_args()
+
+    import torch
+    from mmdet.models.backbones.swin import SwinTransformer
+
     with clear_errors():
         source = read_weights(args.source)
         weights, settings = convert_backbone(source)
         # Detectors normalise all levels instead of the last one: those norms start new.
-        network = nn.ModuleDict({"backbone": SwinTransformer(**settings, out_indices=())})
+        network = torch.nn.ModuleDict({"backbone": SwinTransformer(**settings, out_indices=())})
         weights = fit(weights, network)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict=weights), args.out)

@@ -1,0 +1,96 @@
+"""Registration with the OpenMMLab libraries, by the ``locations`` of their registries.
+
+A registry of mmengine imports the modules at its ``locations`` at the first look-up. The registries
+of mmengine, MMDetection and mmpretrain get this package's modules as further locations, now or when
+they are imported. Importing this package therefore imports none of these libraries, and a config
+finds the package's classes whichever was imported first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
+from types import ModuleType
+
+_ROOT = {
+    "MODELS": ["pat_mmdet.models.distillers"],
+    "HOOKS": ["pat_mmdet.engine.hooks"],
+    "LOOPS": ["pat_mmdet.engine.runner"],
+    "METRICS": ["pat_mmdet.evaluation"],
+}
+# Library -> registry -> modules. What is in mmengine's registries is repeated for the other two:
+# there, a look-up that goes on to mmengine's registry finds only what has been imported.
+LOCATIONS = {
+    "mmengine": _ROOT,
+    "mmdet": {
+        **_ROOT,
+        "MODELS": [*_ROOT["MODELS"], "pat_mmdet.models.backbones"],
+        "DATASETS": ["pat_mmdet.datasets"],
+        "TRANSFORMS": ["pat_mmdet.datasets.transforms"],
+    },
+    "mmpretrain": {**_ROOT, "MODELS": [*_ROOT["MODELS"], "pat_mmdet.models.classifiers"]},
+}
+
+
+class _RegistryFinder(MetaPathFinder):
+    """Import the registries of the libraries as usual, then add the locations to them."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        library, _, module = name.partition(".")
+        if library not in LOCATIONS or module != "registry":
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None:
+            exec_module = spec.loader.exec_module
+
+            def exec_and_add(module: ModuleType) -> None:
+                exec_module(module)
+                _add_locations(library, module)
+
+            spec.loader.exec_module = exec_and_add
+        return spec
+
+
+def _add_locations(library: str, registries: ModuleType) -> None:
+    """Add the locations of a library to its registries.
+
+    mmengine has no public way to do so after a registry was made, so these are private attributes;
+    nothing else in this package touches them.
+    """
+    for name, locations in LOCATIONS[library].items():
+        registry = getattr(registries, name)
+        # A new list, as registries without locations share one.
+        registry._locations = [*registry._locations, *locations]
+        registry._imported = False
+
+
+def add_locations_on_import() -> None:
+    """Add the locations to the registries that are imported, and to others once they are."""
+    sys.meta_path.insert(0, _RegistryFinder())
+    for library in LOCATIONS:
+        registries = sys.modules.get(f"{library}.registry")
+        if registries is not None:
+            _add_locations(library, registries)
+
+
+def register_all_modules() -> None:
+    """Import every module that registers something.
+
+    Scopes other than those of mmengine, mmdet and mmpretrain find the package's classes only after
+    this call. Classifiers are left out where mmpretrain is not installed.
+
+    Raises:
+        ImportError: If MMDetection or something that it needs is missing.
+    """
+    for library, registries in LOCATIONS.items():
+        if library == "mmpretrain" and find_spec(library) is None:
+            continue
+        for locations in registries.values():
+            for location in locations:
+                import_module(location)
