@@ -4,11 +4,16 @@
 OpenMMLab packages are extras, so that pip neither replaces them nor puts mmcv-lite over an mmcv
 with compiled operators. A version that does not work is named when the package is imported
 (``pat_mmdet/utils/version_check.py``, whose ranges these are).
+
+A wheel has the configs and tools in ``pat_mmdet/.mim``, where OpenMMLab's packages have theirs.
 """
 
+import os
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -29,6 +34,26 @@ DEMO = ["scikit-learn", "matplotlib"]
 FASTER_EVAL = ["faster-coco-eval>=1.6.5"]
 TEST = ["import-linter", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"]
 
+
+def links_and_caches(folder: str, names: list[str]) -> list[str]:
+    """Return what is not copied: the old names of tools are links to them."""
+    return [x for x in names if x == "__pycache__" or os.path.islink(os.path.join(folder, x))]
+
+
+class BuildWithConfigs(build_py):
+    """Copy the configs and tools into what is built."""
+
+    def run(self) -> None:
+        """Build the package."""
+        super().run()
+        if self.editable_mode:
+            return
+        for name in ("configs", "tools"):
+            target = Path(self.build_lib, "pat_mmdet", ".mim", name)
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / name, target, ignore=links_and_caches)
+
+
 setup(
     name="pat_mmdet",
     version=about["__version__"],
@@ -37,6 +62,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["pat_mmdet", "pat_mmdet.*"]),
+    package_data={"pat_mmdet": ["py.typed"]},
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["pat-mmdet = pat_mmdet.cli.main:main"]},
     python_requires=">=3.9",
     install_requires=["numpy", "packaging"],
     extras_require={

@@ -12,7 +12,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import isdir
 from mmengine.logging import print_log
 
-from pat_mmdet.utils.paths import CONFIGS
+from pat_mmdet.utils.cached_config import CachedConfig
+from pat_mmdet.utils.paths import CONFIGS, find_config
 
 SETTINGS = {
     "equal": "the same iterations, learning rate and EMA for all methods, those of the config",
@@ -33,7 +34,7 @@ def load_config(
     method is used with on this pair, ``published`` what its published run changed in the training.
 
     Args:
-        path (str): Path of the config.
+        path (str): Path of the config, see :func:`find_config`.
         options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
         method (str, optional): Name of a method overlay, see :func:`apply_method`.
         settings (str, optional): ``'equal'``, training all methods alike, or ``'published'``; by
@@ -46,11 +47,7 @@ def load_config(
         FileNotFoundError: If there is no such config.
         ValueError: If the method or the settings are unknown.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"config {path!r} does not exist; the project's configs are under configs/"
-        )
-    cfg = Config.fromfile(path)
+    cfg = CachedConfig.from_config(Config.fromfile(find_config(path)))
     cfg.settings = settings or cfg.get("settings", "equal")
     if cfg.settings not in SETTINGS:
         raise ValueError(f"unknown settings {cfg.settings!r}; known: {', '.join(SETTINGS)}")

@@ -1,5 +1,7 @@
 """Where the project's configs and tools lie."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -7,3 +9,22 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE / ".mim" if (PACKAGE / ".mim").is_dir() else PACKAGE.parent
 CONFIGS = ROOT / "configs"
 TOOLS = ROOT / "tools"
+
+
+def find_config(path: str | Path) -> Path:
+    """Find a config, here or else among those of the project.
+
+    Args:
+        path (str | Path): Path of the file. A relative path that does not exist is looked for in
+            the project's ``configs``, with or without this folder's name.
+
+    Returns:
+        Path: Path of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+    """
+    for candidate in (Path(path), CONFIGS / path, ROOT / path):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"config {str(path)!r} exists neither here nor in {CONFIGS}")
