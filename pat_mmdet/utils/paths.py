@@ -27,4 +27,4 @@ def find_config(path: str | Path) -> Path:
     for candidate in (Path(path), CONFIGS / path, ROOT / path):
         if candidate.is_file():
             return candidate
-    raise FileNotFoundError(f"config {str(path)!r} exists neither here nor in {CONFIGS}")
+    raise FileNotFoundError(f"config {str(path)!r} does not exist, neither here nor in {CONFIGS}")

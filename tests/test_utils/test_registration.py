@@ -1,0 +1,157 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from helpers.tools import ROOT
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    MODELS,
+    TRANSFORMS,
+    DefaultScope,
+)
+
+import pat_mmdet  # noqa: F401
+
+EVERYWHERE = [
+    (MODELS, "DetectionDistiller"),
+    (MODELS, "ClassificationDistiller"),
+    (HOOKS, "SafeCheckpointHook"),
+    (LOOPS, "ResumableIterBasedTrainLoop"),
+    (METRICS, "FasterCocoMetric"),
+]
+SCOPED = [
+    ("mmdet", MODELS, "HeadlessMobileNetV2"),
+    ("mmdet", DATASETS, "CheckedCocoDataset"),
+    ("mmdet", TRANSFORMS, "LoadImageOrSkip"),
+    ("mmpretrain", MODELS, "PretrainedTimmClassifier"),
+]
+
+
+def run(code, *args):
+    """Runs code in a Python of its own, which has imported nothing yet; gives its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.split()
+
+
+def test_import_is_light():
+    assert not run("""
+        import sys, pat_mmdet
+        libraries = {"torch", "numpy", "mmengine", "mmcv", "mmdet", "mmpretrain", "timm"}
+        print(*libraries & set(sys.modules))
+    """)
+
+
+@pytest.mark.parametrize(
+    "scope, registry, name",
+    [(scope, *item) for scope in ("mmengine", "mmdet", "mmpretrain") for item in EVERYWHERE]
+    + SCOPED,
+)
+def test_names_are_found_by_scope(scope, registry, name):
+    with (
+        DefaultScope.overwrite_default_scope(scope),
+        registry.switch_scope_and_registry(None) as found,
+    ):
+        assert found.scope == scope
+        assert found.get(name).__name__ == name
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ("pat_mmdet", "mmengine.registry"),
+        ("pat_mmdet", "mmdet.registry"),
+        ("mmdet.registry", "pat_mmdet"),
+    ],
+)
+def test_order_of_imports(first, second):
+    library = first if second == "pat_mmdet" else second
+    output = run(f"""
+        import sys, {first}, {second}
+        print(sum(name.startswith("pat_mmdet.models") for name in sys.modules))
+        print({library}.MODELS.get("DetectionDistiller").__name__)
+        print("timm" in sys.modules, "pat_mmdet.models.classifiers" in sys.modules)
+    """)
+    assert output == ["0", "DetectionDistiller", "False", "False"]
+
+
+def test_import_after_first_look_up():
+    output = run("""
+        from mmdet.registry import HOOKS
+        print(HOOKS.get("DetVisualizationHook").__name__)
+        import pat_mmdet
+        print(HOOKS.get("StudentEMAHook").__name__)
+    """)
+    assert output == ["DetVisualizationHook", "StudentEMAHook"]
+
+
+def test_timm_networks_are_registered():
+    pytest.importorskip("timm")
+    output = run("""
+        import pat_mmdet
+        from mmpretrain.registry import MODELS
+        model = MODELS.build(dict(type="TimmClassifier", model_name="swin_pico_patch4_window7_224"))
+        print(type(model).__name__)
+    """)
+    assert output == ["TimmClassifier"]
+
+
+def test_registries_without_locations_of_ours_stay_as_they_are():
+    output = run("""
+        import pat_mmdet
+        from mmengine.registry import FUNCTIONS, Registry
+        assert Registry("other", scope="other")._locations == FUNCTIONS._locations == []
+    """)
+    assert output == []
+
+
+def test_runner_of_mmengine(digits, tmp_path):
+    """A program that knows mmengine alone runs a config, of which nothing else imports us."""
+    output = run(
+        """
+        import sys
+        from mmengine.config import Config
+        from mmengine.runner import Runner
+        cfg = Config.fromfile("configs/students/faster-rcnn_r18_fpn_digits.py")
+        cfg.train_dataloader.dataset.data_root = sys.argv[1]
+        cfg.work_dir = sys.argv[2]
+        cfg.dump(sys.argv[2] + "/dumped.py")
+        runner = Runner.from_cfg(Config.fromfile(sys.argv[2] + "/dumped.py"))
+        print(type(runner.train_loop).__name__, *(type(hook).__name__ for hook in runner.hooks))
+        """,
+        digits,
+        tmp_path,
+    )
+    assert {"ResumableIterBasedTrainLoop", "SafeCheckpointHook"} <= set(output)
+
+
+def test_register_all_modules():
+    output = run("""
+        import pat_mmdet
+        pat_mmdet.register_all_modules()
+        from mmengine.registry import MODELS, HOOKS
+        print("DetectionDistiller" in MODELS.module_dict, "StudentEMAHook" in HOOKS.module_dict)
+    """)
+    assert output == ["True", "True"]
+
+
+def test_register_all_modules_names_what_is_missing():
+    output = run("""
+        import sys
+        sys.modules["mmdet"] = None
+        import pat_mmdet
+        try:
+            pat_mmdet.register_all_modules()
+        except ImportError as error:
+            print(error)
+    """)
+    assert "mmdet" in " ".join(output)
