@@ -41,17 +41,18 @@ def links_and_caches(folder: str, names: list[str]) -> list[str]:
 
 
 class BuildWithConfigs(build_py):
-    """Copy the configs and tools into what is built."""
+    """Copy configs, tools and the model index into what is built."""
 
     def run(self) -> None:
         """Build the package."""
         super().run()
         if self.editable_mode:
             return
+        target = Path(self.build_lib, "pat_mmdet", ".mim")
+        shutil.rmtree(target, ignore_errors=True)
         for name in ("configs", "tools"):
-            target = Path(self.build_lib, "pat_mmdet", ".mim", name)
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(ROOT / name, target, ignore=links_and_caches)
+            shutil.copytree(ROOT / name, target / name, ignore=links_and_caches)
+        shutil.copy(ROOT / "model-index.yml", target)
 
 
 setup(

@@ -15,10 +15,11 @@ from pathlib import Path
 from pat_mmdet.utils.paths import PACKAGE, TOOLS
 from pat_mmdet.version import __version__
 
-FOLDERS = (
+# The links under tools/ are old names of folders.
+FOLDERS = [
     PACKAGE / "cli",
-    *(TOOLS / name for name in ("analysis_tools", "dataset_converters", "model_converters")),
-)
+    *sorted(path for path in TOOLS.iterdir() if path.is_dir() and not path.is_symlink()),
+]
 
 
 def find_commands() -> dict[str, tuple[Path, str]]:

@@ -5,6 +5,7 @@ wait for torch.
 """
 
 from importlib import import_module
+from typing import Any
 
 _MODULES = {
     "checkpoint": ("load_weights", "read_checkpoint"),
@@ -25,7 +26,7 @@ _MODULES = {
 __all__ = [name for names in _MODULES.values() for name in names]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)
