@@ -20,7 +20,7 @@ LAYERS = (
     ("engine",),
     ("deploy", "apis"),
     ("",),
-    ("cli",),
+    ("cli", "__main__"),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 

@@ -34,7 +34,7 @@ def find_commands() -> dict[str, tuple[Path, str]]:
             code = ast.parse(file.read_text(encoding="utf-8"))
             is_command = any(getattr(node, "name", None) == "main" for node in code.body)
             if is_command and file.stem != "main":
-                summary = ast.get_docstring(code).partition("\n")[0].replace("``", "")
+                summary = (ast.get_docstring(code) or "").partition("\n")[0].replace("``", "")
                 commands[file.stem.replace("_", "-")] = (file, summary)
     return commands
 

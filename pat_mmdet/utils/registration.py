@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from types import ModuleType
@@ -36,8 +36,23 @@ LOCATIONS = {
 }
 
 
+class _RegistryLoader(Loader):
+    """Import the registries of a library as usual, then add the locations to them."""
+
+    def __init__(self, library: str, loader: Loader) -> None:
+        self.library = library
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        _add_locations(self.library, module)
+
+
 class _RegistryFinder(MetaPathFinder):
-    """Import the registries of the libraries as usual, then add the locations to them."""
+    """Find the registries of the libraries where Python finds them."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -46,14 +61,8 @@ class _RegistryFinder(MetaPathFinder):
         if library not in LOCATIONS or module != "registry":
             return None
         spec = PathFinder.find_spec(name, path, target)
-        if spec is not None:
-            exec_module = spec.loader.exec_module
-
-            def exec_and_add(module: ModuleType) -> None:
-                exec_module(module)
-                _add_locations(library, module)
-
-            spec.loader.exec_module = exec_and_add
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegistryLoader(library, spec.loader)
         return spec
 
 
