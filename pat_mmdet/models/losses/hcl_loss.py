@@ -13,7 +13,7 @@ HCL_SIDES = (4, 2, 1)
 
 @full_precision
 def hcl_loss(s: Tensor, t: Tensor) -> Tensor:
-    """Hierarchical context loss between two feature maps.
+    """Compute the hierarchical context loss between two feature maps.
 
     Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3.3: mean squared
     error at full resolution (weight 1), plus that of the maps pooled to 4×4, 2×2 and 1×1 with

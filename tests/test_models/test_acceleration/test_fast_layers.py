@@ -102,7 +102,9 @@ def test_layers_of_methods(name):
         grads = torch.autograd.grad(sum(out.square().sum() for out in outputs), wanted)
         results.append([*outputs, *grads])
     for one, other in zip(*results):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
+        # The gradient of the key's bias is rounding noise around 0.
+        scale = max(one.abs().max().item(), 1.0)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("fast", [False, True])
