@@ -50,7 +50,7 @@ def rkd_distance_loss(s: Tensor, t: Tensor) -> Tensor:
 
 
 def _angle_cosines(x: Tensor, vertices: Tensor) -> Tensor:
-    """Compute the cosines (c, B, B) of the angles between rows (B, D), seen from vertices (c, D)."""
+    """Compute cosines (c, B, B) of the angles between rows (B, D), seen from vertices (c, D)."""
     edges = x - vertices[:, None]
     length = torch.linalg.vector_norm(edges, dim=-1, keepdim=True)
     # An edge between equal points has no direction: dividing it by infinity makes edge and gradient

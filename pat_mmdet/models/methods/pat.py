@@ -185,8 +185,8 @@ class PAT(BaseMethod):
                 losses[name] = weight * kd_loss(outputs.logits, teacher_logits, self.temperature)
         return losses
 
-    @staticmethod
     def _feature_distance(
+        self,
         aligned: Sequence[Tensor],
         teacher: NetworkOutputs,
         prompted: NetworkOutputs,
@@ -194,9 +194,7 @@ class PAT(BaseMethod):
     ) -> Tensor:
         """Return the distance of aligned features, the first images to the prompted teacher."""
         batch = len(aligned[0])
-        distance = sum(
-            self.hcl_loss(x[:num_images], y) for x, y in zip(aligned, prompted.features)
-        )
+        distance = sum(self.hcl_loss(x[:num_images], y) for x, y in zip(aligned, prompted.features))
         if num_images == batch:
             return distance
         plain = sum(

@@ -1,5 +1,6 @@
 """Checkpoints that load safely: what is saved, what is restored, those of earlier versions."""
 
+import copy
 import multiprocessing
 from collections import Counter
 from types import SimpleNamespace
@@ -39,6 +40,7 @@ def test_the_method_gets_its_state_only_when_resuming(toy, tmp_path):
         made = runner(tmp_path, 6, f"load_{rank}_{len(options)}", ema=False, **options)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoint_hook, "get_rank", lambda: rank)
+            made.optim_wrapper = made.build_optim_wrapper(made.optim_wrapper)
             made.load_or_resume()
         return made.model.distill.carried
 
@@ -56,6 +58,7 @@ def train_in_process(folder, rank):
     runner(folder, 2, name="first", ema=False).train()
     path = str(folder / "iter_2.pth")
     resumed = runner(folder, 2, name="resumed", ema=False, resume=True, load_from=path)
+    resumed.optim_wrapper = resumed.build_optim_wrapper(resumed.optim_wrapper)
     resumed.load_or_resume()
     torch.save(resumed.model.distill.carried, folder / f"loaded_{rank}.pth")
     torch.distributed.destroy_process_group()
@@ -204,7 +207,8 @@ class Prompted(BaseModel):
         super().__init__()
         self.distill = KD()
         self.student = nn.Linear(8, 8)
-        self.prompt = AdaptiveFeedbackPrompt(8, None)
+        # With this ratio, β is the only parameter of shape (1,).
+        self.prompt = AdaptiveFeedbackPrompt(8, None, ratio=4)
 
     def forward(self, inputs):
         return self.prompt(self.student(inputs)[:, :, None, None])
@@ -244,7 +248,7 @@ def test_optimizer_state_of_earlier_checkpoints(name):
     step(model, optimizer, 0)
     checkpoint = {
         "state_dict": as_before(model.state_dict()),
-        "optimizer": as_before(optimizer.state_dict()),
+        "optimizer": as_before(copy.deepcopy(optimizer.state_dict())),
     }
     resumed = OPTIMIZERS[name](other.parameters())
     runner = SimpleNamespace(model=other, _resume=True, optim_wrapper=OptimWrapper(resumed))
