@@ -1,6 +1,6 @@
 """Training loops whose random numbers depend on the step alone, so that a run can be resumed.
 
-The augmentation of a sample is seeded by its place in the order of samples, and a step by its
+The augmentation of a sample is seeded by its position in the order of samples, and a step by its
 number. A resumed run therefore draws what an unbroken one would have drawn, with any number of
 data loader workers, and no random state has to be saved.
 """
@@ -15,17 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import get_rank
-from mmengine.registry import LOOPS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, LOOPS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, get_worker_info
 
 # Separates the seeds of steps from those of samples.
 _STEP, _SAMPLE = 0, 1
 
+# The index of a sample in the dataset, and the seed of its augmentation.
+_SeededIndex = tuple[int, tuple[int, ...]]
+
 
 @LOOPS.register_module()
 class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
-    """An ``IterBasedTrainLoop`` that goes on after a resume as if it had not been interrupted.
+    """An ``IterBasedTrainLoop`` that continues after a resume as if it had not been interrupted.
 
     Batches that were trained already are skipped in the batch sampler, so that their images are
     not read again.
@@ -41,25 +44,25 @@ class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
         super().__init__(runner, training_dataloader(dataloader, **_seeds(runner)), **kwargs)
 
     def run(self) -> torch.nn.Module:
-        """Trains from the current iteration to the last."""
+        """Train from the current iteration to the last."""
         if self._iter >= self._max_iters:
             return _evaluate_finished(self)
         if self._iter > 0:
             self.dataloader = training_dataloader(
                 self._dataloader_cfg, first_batch=self._iter, **_seeds(self.runner)
             )
-            self.dataloader_iterator = _after_skipping(self._iter, iter(self.dataloader))
+            self.dataloader_iterator = _ResumedIterator(iter(self.dataloader), self._iter)
         return super().run()
 
     def run_iter(self, data_batch: Sequence[dict]) -> None:
-        """Seeds all random generators by the step, then trains on a batch."""
+        """Seed all random generators by the step, then train on a batch."""
         _seed_all((_STEP, self.runner.seed, get_rank(), self._iter))
         super().run_iter(data_batch)
 
 
 @LOOPS.register_module()
 class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
-    """An ``EpochBasedTrainLoop`` that goes on after a resume as if it had not been interrupted.
+    """An ``EpochBasedTrainLoop`` that continues after a resume as if it had not been interrupted.
 
     It is resumed at the beginning of an epoch.
 
@@ -74,37 +77,60 @@ class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
         super().__init__(runner, loader, **kwargs)
 
     def run(self) -> torch.nn.Module:
-        """Trains from the current epoch to the last."""
+        """Train from the current epoch to the last."""
         if self._epoch >= self._max_epochs:
             return _evaluate_finished(self)
         return super().run()
 
     def run_epoch(self) -> None:
-        """Trains for an epoch."""
+        """Train for an epoch."""
         self.dataloader.batch_sampler.first_batch = self._iter
         super().run_epoch()
 
     def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
-        """Seeds all random generators by the step, then trains on a batch."""
+        """Seed all random generators by the step, then train on a batch."""
         _seed_all((_STEP, self.runner.seed, get_rank(), self._iter))
         super().run_iter(idx, data_batch)
 
 
 def _evaluate_finished(loop: BaseLoop) -> torch.nn.Module:
-    """Evaluates a training that had come to its end, in case it was stopped while evaluating."""
+    """Evaluate a finished training, which may have been stopped in its last evaluation."""
     if loop.runner.val_loop is not None:
         loop.runner.val_loop.run()
     return loop.runner.model
 
 
-def _after_skipping(steps: int, batches: Iterator) -> Iterator:
-    """Gives ``None`` for the steps that mmengine's loop takes and drops, then the batches."""
-    yield from (None for _ in range(steps))
-    yield from batches
+class _ResumedIterator:
+    """Iterator of a data loader that begins after the batches that were trained already.
+
+    mmengine's loop advances its iterator by as many steps; these give ``None``.
+
+    Args:
+        batches (Iterator): The batches that are left.
+        num_skipped (int): Number of batches before them.
+    """
+
+    def __init__(self, batches: Iterator, num_skipped: int) -> None:
+        self._batches = batches
+        self._num_skipped = num_skipped
+
+    def __iter__(self) -> _ResumedIterator:
+        return self
+
+    def __next__(self) -> Any:
+        if self._num_skipped:
+            self._num_skipped -= 1
+            return None
+        return next(self._batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Advance by a number of steps, as newer versions of mmengine ask for it."""
+        for _ in range(num_iters):
+            next(self)
 
 
 def _seeds(runner: Runner) -> dict[str, Any]:
-    """How a runner wants its training data seeded."""
+    """Return the arguments by which a runner wants its training data seeded."""
     diff_rank_seed = runner._randomness_cfg.get("diff_rank_seed", False)
     return dict(seed=runner.seed, diff_rank_seed=diff_rank_seed)
 
@@ -116,57 +142,79 @@ def training_dataloader(
     first_batch: int = 0,
     endless: bool = True,
 ) -> DataLoader:
-    """Builds the data loader of a config with seeded samples, as the training loops use it.
+    """Build the data loader of a config with seeded samples, as the training loops use it.
 
     Args:
-        cfg (dict): Config of the data loader.
+        cfg (dict): Config of the data loader, with all options that mmengine knows.
         seed (int): Seed of the order of the samples and of their augmentation.
         diff_rank_seed (bool): Whether the sampler of each process has a seed of its own.
-        first_batch (int): The number of the first batch to give.
-        endless (bool): Whether to go on with the next epoch after the last batch of one.
+        first_batch (int): Number of the first batch to yield.
+        endless (bool): Whether to continue with the next epoch after the last batch of one.
 
     Returns:
         DataLoader: The data loader.
+
+    Raises:
+        TypeError: If ``cfg`` is no config.
     """
-    loader = Runner.build_dataloader(cfg, seed=seed, diff_rank_seed=diff_rank_seed)
-    kind = _SeededBatches if endless else _SeededEpoch
-    batches = kind(loader.batch_sampler, (_SAMPLE, seed, get_rank()), first_batch)
-    return DataLoader(
-        _SeededDataset(loader.dataset),
-        batch_sampler=batches,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
+    if isinstance(cfg, DataLoader):
+        raise TypeError(
+            "the resumable training loops build the data loader themselves: give train_dataloader "
+            "as a config (dict), or use mmengine's own loops"
+        )
+    cfg = dict(cfg)
+    cfg["dataset"] = dict(type=_SeededDataset, dataset=cfg["dataset"])
+    cfg["batch_sampler"] = dict(
+        type=_SeededBatchSampler if endless else _SeededEpochBatchSampler,
+        batch_sampler=cfg.get("batch_sampler"),
+        drop_last=cfg.pop("drop_last", False),
+        seed=(_SAMPLE, seed, get_rank()),
+        first_batch=first_batch,
     )
+    return Runner.build_dataloader(cfg, seed=seed, diff_rank_seed=diff_rank_seed)
 
 
-class _SeededBatches:
+class _SeededBatchSampler:
     """An endless batch sampler whose items carry the seed of their augmentation.
 
     Args:
-        batch_sampler (Iterable): Gives lists of dataset indices; restarted when it ends.
+        sampler (Sampler): Sampler of dataset indices.
+        batch_size (int): Samples of a batch.
+        batch_sampler (dict | Sampler, optional): The batch sampler to wrap, or its config; torch's
+            by default. It is restarted when it ends.
+        drop_last (bool): Whether torch's batch sampler drops an incomplete last batch.
         seed (tuple[int, ...]): Seed of all samples.
-        first_batch (int): The number of the first batch to give.
+        first_batch (int): Number of the first batch to yield.
     """
 
-    def __init__(self, batch_sampler: Any, seed: tuple[int, ...], first_batch: int) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        batch_size: int,
+        batch_sampler: dict | Sampler | None,
+        drop_last: bool,
+        seed: tuple[int, ...],
+        first_batch: int,
+    ) -> None:
+        if batch_sampler is None:
+            batch_sampler = BatchSampler(sampler, batch_size, drop_last)
+        elif isinstance(batch_sampler, dict):
+            batch_sampler = DATA_SAMPLERS.build(
+                batch_sampler, default_args=dict(sampler=sampler, batch_size=batch_size)
+            )
         self.batch_sampler = batch_sampler
         self.sampler = batch_sampler.sampler
         self.first_batch = first_batch
         self._seed = seed
 
-    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+    def __iter__(self) -> Iterator[list[_SeededIndex]]:
         number = 0
         epoch = 0
         while True:
             start = number
             for indices in self.batch_sampler:
                 if number >= self.first_batch:
-                    yield self._items(indices, number)
+                    yield self._seeded(indices, number)
                 number += 1
             if number == start:
                 raise RuntimeError(
@@ -180,30 +228,34 @@ class _SeededBatches:
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
-    def _items(self, indices: Sequence[int], number: int) -> list[tuple[int, tuple[int, ...]]]:
-        """The items of a batch, by its number."""
+    def _seeded(self, indices: Sequence[int], number: int) -> list[_SeededIndex]:
+        """Return the items of the batch with a number."""
         return [(index, (*self._seed, number, i)) for i, index in enumerate(indices)]
 
 
-class _SeededEpoch(_SeededBatches):
-    """The same for the batches of one epoch, the first of which has the number given."""
+class _SeededEpochBatchSampler(_SeededBatchSampler):
+    """The same for one epoch, whose first batch has the number ``first_batch``."""
 
-    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+    def __iter__(self) -> Iterator[list[_SeededIndex]]:
         for number, indices in enumerate(self.batch_sampler, self.first_batch):
-            yield self._items(indices, number)
+            yield self._seeded(indices, number)
 
 
 class _SeededDataset(Dataset):
-    """A dataset whose samples are augmented with the seed that comes with their index."""
+    """A dataset whose samples are augmented with the seed that comes with their index.
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    Args:
+        dataset (dict | Dataset): The dataset to wrap, or its config.
+    """
 
-    def __getitem__(self, item: tuple[int, tuple[int, ...]]) -> Any:
+    def __init__(self, dataset: dict | Dataset) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+
+    def __getitem__(self, item: _SeededIndex) -> Any:
         index, seed = item
         if get_worker_info() is not None:
-            # A worker draws for samples alone: it has no state to keep, which would cost more than
-            # the rest of the seeding.
+            # A worker draws for samples alone: it has no state to restore, which would cost more
+            # than the rest of the seeding.
             _seed_cpu(seed)
             return self.dataset[index]
         with _seeded(seed):
@@ -220,12 +272,12 @@ class _SeededDataset(Dataset):
 
 
 def _seed_all(key: tuple[int, ...]) -> None:
-    """Seeds Python, NumPy and torch on all devices."""
+    """Seed Python, NumPy and torch on all devices."""
     torch.manual_seed(_seed_cpu(key))
 
 
 def _seed_cpu(key: tuple[int, ...]) -> int:
-    """Seeds Python, NumPy and torch on the CPU; gives the seed."""
+    """Seed Python, NumPy and torch on the CPU; return the seed."""
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -235,7 +287,7 @@ def _seed_cpu(key: tuple[int, ...]) -> int:
 
 @contextmanager
 def _seeded(key: tuple[int, ...]) -> Iterator[None]:
-    """Seeds the generators of the CPU within the context only."""
+    """Seed the generators of the CPU within the context only."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         _seed_cpu(key)

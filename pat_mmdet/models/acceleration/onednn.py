@@ -1,4 +1,4 @@
-"""What makes training on a CPU faster: oneDNN's matrix products, and memory that is kept."""
+"""oneDNN linear layers and malloc tuning."""
 
 from __future__ import annotations
 
@@ -10,55 +10,60 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Before 2.4, torch does not tell whether autocast is on for a device.
-_AVAILABLE = (
+ONEDNN_AVAILABLE = (
     torch.__version__ >= (2, 4)
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-# Of glibc's malloc.h.
+# Parameters of mallopt in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
-def onednn_supported(*factors: Tensor) -> bool:
-    """Tells whether oneDNN serves for a product: in full precision, on a CPU."""
+def onednn_supported(*tensors: Tensor) -> bool:
+    """Return True if the oneDNN kernel supports these tensors.
+
+    Args:
+        tensors (Tensor): Factors of a matrix product.
+    """
     return (
-        _AVAILABLE
-        and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in factors)
+        ONEDNN_AVAILABLE
+        and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``, by oneDNN's matrix product where that serves.
+    """Compute ``F.linear``, by oneDNN's matrix product where it supports the tensors.
 
-    Where the BLAS of torch leaves a part of the processor idle (MKL on AMD's with AVX-512), this is
-    twice as fast, forward and backward; elsewhere about as fast.
+    It pays where the BLAS of torch leaves a part of the processor idle (MKL on AMD processors with
+    AVX-512), forward and backward; elsewhere it is about as fast.
 
     Args:
-        x: Shape (..., in).
-        weight: Shape (out, in).
-        bias: Shape (out,).
+        x (Tensor): Shape (..., in).
+        weight (Tensor): Shape (out, in).
+        bias (Tensor, optional): Shape (out,).
 
     Returns:
-        Shape (..., out).
+        Tensor: Shape (..., out).
     """
     if not onednn_supported(x, weight):
         return F.linear(x, weight, bias)
-    rows = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    rows = _OneDNNLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return rows.view(*x.shape[:-1], len(weight))
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` for matrices; oneDNN takes transposed ones as they are."""
+    """Compute ``x @ weight.T + bias`` of matrices; oneDNN needs no copy of transposed ones."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-class _Linear(torch.autograd.Function):
+class _OneDNNLinear(torch.autograd.Function):
     """``x @ weight.T + bias`` for rows ``x``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # A frozen layer needs its input no more.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return _product(x, weight, bias)
 
@@ -74,10 +79,10 @@ class _Linear(torch.autograd.Function):
 
 
 def disable_malloc_trim() -> None:
-    """Has the allocator keep the memory of a step for the next one.
+    """Make glibc's malloc keep freed blocks.
 
-    By default it returns large blocks to the system and gets them back page by page: some percent
-    of the time of a step. Does nothing without glibc.
+    By default it returns large blocks to the system and gets them back page by page, which costs
+    some percent of the time of a step. Without glibc this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -14,8 +14,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from pat_mmdet.models.acceleration.blocks import compile_blocks, recompute_blocks
-from pat_mmdet.models.acceleration.fast_layers import use_fast_layers
+from pat_mmdet.models.acceleration import compile_blocks, recompute_blocks, use_fast_layers
 from pat_mmdet.models.distillers.teacher import FrozenTeacher
 from pat_mmdet.models.task_modules import Activations
 from pat_mmdet.registry import build_method
@@ -44,8 +43,9 @@ class BaseDistiller(BaseModel):
             weights are fetched.
         input_size (Sequence[int], optional): (height, width) of the image on which shapes are
             found. Older configs give it among the arguments of the method.
-        fast_teacher (bool): Whether layers of the teacher are replaced by numerically equivalent
-            faster ones, see :mod:`pat_mmdet.models.acceleration`.
+        fast_teacher (bool): Whether layers of the teacher and the method are replaced by
+            numerically equivalent faster ones, see
+            :func:`pat_mmdet.models.acceleration.use_fast_layers`.
         teacher_dtype (str, optional): ``'bfloat16'`` or ``'float16'`` for the passes of the teacher
             alone; losses and prompts stay in full precision.
         recompute_teacher (bool): Whether the backward pass through the prompted teacher runs its
@@ -98,17 +98,19 @@ class BaseDistiller(BaseModel):
         # trained alone with the same seed.
         with torch.random.fork_rng(devices=[]):
             teacher = _build_teacher(teacher, teacher_checkpoint)
-            if fast_teacher:
-                use_fast_layers(teacher)
             self.distill = build_method(method)
             self.frozen_teacher = self._build_frozen_teacher(teacher, dtype)
             self._build_layers(image)
+            # Layers are replaced by class, before the cache replaces their forward methods.
+            if fast_teacher:
+                use_fast_layers(teacher, self.distill)
+            if Requires.PROMPTS in self.distill.requires:
+                self.frozen_teacher.cache_prefix(self.distill.first_prompted_stage, image)
             # After all hooks are registered: compiled code does not see later ones.
             if recompute_teacher:
                 recompute_blocks(teacher)
             if compile:
-                compile_blocks(self.student)
-                compile_blocks(teacher)
+                compile_blocks(self.student, teacher)
 
     @property
     def teacher(self) -> nn.Module:
@@ -143,8 +145,6 @@ class BaseDistiller(BaseModel):
             student, teacher = self._find_shapes(image)
         self.distill.check_networks(student, teacher)
         self.distill.build_layers(student, teacher)
-        if Requires.PROMPTS in self.distill.requires:
-            self.frozen_teacher.cache_prefix(self.distill.first_prompted_stage, image)
 
     def forward_student(
         self, inputs: Tensor, data_samples: list

@@ -1,4 +1,4 @@
-"""Trainable layers of the distillation methods; they need nothing but PyTorch."""
+"""Trainable layers of the distillation methods; they need PyTorch alone."""
 
 from .afp import AdaptiveFeedbackPrompt, SqueezeExcite, shifted_means, valid_fractions
 from .branches import MapBranch, TokenBranch

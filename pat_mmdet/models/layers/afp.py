@@ -1,4 +1,4 @@
-"""Adaptive feedback prompts (AFP) of PAT, and the pooled convolution that makes them cheap."""
+"""Adaptive feedback prompts (AFP) of PAT."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pat_mmdet.models.acceleration.onednn import onednn_linear
-
 KERNEL = 5
 PROMPTS = ("channel", "spatial")
 
 
 def _trim_matrix(length: int, like: Tensor) -> Tensor:
-    """Averages of a row as each tap of a padded convolution sees it, as a (length, 5) matrix.
+    """Return the averages of a row that the taps of a padded convolution see: (length, 5).
 
     Column k belongs to the tap at offset k - 2. Moving over all positions, that tap touches the
     entries whose position minus the offset is still inside the row; the padding adds zeros.
@@ -26,34 +24,36 @@ def _trim_matrix(length: int, like: Tensor) -> Tensor:
 
 
 def _resize_matrix(old: int, new: int, like: Tensor) -> Tensor:
-    """Linear interpolation of a row of ``old`` entries to ``new``, as an (old, new) matrix."""
+    """Return the linear interpolation of ``old`` entries to ``new``, as an (old, new) matrix."""
     unit = torch.eye(old, device=like.device, dtype=like.dtype)[None]
     return F.interpolate(unit, size=new, mode="linear", align_corners=False)[0]
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resizing to (H, W), skipped where that is the size already."""
+    """Resize bilinearly to (H, W), unless that is the size already."""
     if tuple(x.shape[-2:]) == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def valid_fractions(size: tuple[int, int], like: Tensor) -> Tensor:
-    """Shifted means of a map of ones: the share of positions at which each tap is inside the map.
+    """Return the share of positions at which each tap of a 5×5 convolution is inside the map.
+
+    These are the shifted means of a map of ones.
 
     Args:
-        size: (H, W) of the map.
-        like: A tensor whose device and dtype the result gets.
+        size (tuple[int, int]): (H, W) of the map.
+        like (Tensor): A tensor of the device and dtype of the result.
 
     Returns:
-        Fractions, shape (5, 5).
+        Tensor: Fractions, shape (5, 5).
     """
     rows, columns = (_trim_matrix(length, like).sum(0) for length in size)
     return torch.outer(rows, columns)
 
 
 def shifted_means(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """The 25 sums of a map that a pooled 5×5 convolution needs, divided by H·W.
+    """Return the 25 sums of a map that a pooled 5×5 convolution needs, divided by H·W.
 
     The average over all positions of a zero-padded 5×5 convolution of ``x`` is
     ``Σ_k weight[..., k] · shifted_means(x)[..., k]`` exactly, where entry (dy + 2, dx + 2) sums
@@ -62,12 +62,13 @@ def shifted_means(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     gradient in one more.
 
     Args:
-        x: Map of shape (B, C, H, W); H and W may be less than 5.
-        size: If given, the result is that of ``x`` resized bilinearly (``align_corners=False``) to
-            this (H, W). Resizing is linear and separable too: no resized map is built.
+        x (Tensor): Map of shape (B, C, H, W); H and W may be less than 5.
+        size (tuple[int, int], optional): If given, the result is that of ``x`` resized bilinearly
+            (``align_corners=False``) to this (H, W). Resizing is linear and separable too: no
+            resized map is built.
 
     Returns:
-        Means of shape (B, C, 5, 5), in float32 or wider.
+        Tensor: Means of shape (B, C, 5, 5), in float32 or wider.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     batch, channels, height, width = x.shape
@@ -88,25 +89,12 @@ def shifted_means(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         return x.reshape(batch, KERNEL, KERNEL, channels).permute(0, 3, 1, 2)
 
 
-def _pointwise_means(conv: nn.Conv2d, means: Tensor, valid: Tensor) -> Tensor:
-    """Shifted means of ``conv(x)`` from those of ``x``, for a 1×1 convolution.
-
-    The bias is added at every valid position, so it enters with the fraction of them.
-    """
-    if conv.groups == 1:
-        # Convolution routines are slow on so small maps.
-        mixed = onednn_linear(means.permute(0, 2, 3, 1), conv.weight.flatten(1)).permute(0, 3, 1, 2)
-    else:
-        mixed = F.conv2d(means, conv.weight, groups=conv.groups)
-    return mixed + conv.bias[:, None, None] * valid
-
-
 class SqueezeExcite(nn.Module):
     """The gate of squeeze-and-excitation: global average pool, reduce, ReLU, expand, sigmoid.
 
     Args:
-        channels: Channels of the map.
-        ratio: Reduction of the hidden width.
+        channels (int): Channels of the map.
+        ratio (int): Reduction of the hidden width.
     """
 
     def __init__(self, channels: int, ratio: int = 16) -> None:
@@ -116,75 +104,72 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(hidden, channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes the gate of a map, without applying it.
+        """Compute the gate of a map, without applying it.
 
         Args:
-            x: Map of shape (B, C, H, W); its mean over positions is all that counts.
+            x (Tensor): Map of shape (B, C, H, W); only its mean over positions counts.
 
         Returns:
-            Gate of shape (B, C, 1, 1), between 0 and 1.
+            Tensor: Gate of shape (B, C, 1, 1), between 0 and 1.
         """
         x = x.mean(dim=(2, 3), keepdim=True)
         return self.expand(F.relu(self.reduce(x))).sigmoid()
 
 
 class _GatedConvs(nn.Module):
-    """1×1 → 5×5 → 1×1 → squeeze-excite → 1×1: the shape that the fusion and the prompt share.
+    """1×1 → 5×5 → 1×1 → squeeze-excite → 1×1: the layers of both the fusion and the prompt.
 
     Args:
-        in_channels: Channels of the input.
-        channels: Channels of everything after the first convolution.
-        groups: Groups of the first and the last convolution.
-        kernel_groups: Groups of the 5×5 convolution.
-        ratio: Reduction of the squeeze-excite gate.
-        gate_only: Whether only the gate goes on, instead of the map that it multiplies.
+        in_channels (int): Channels of the input.
+        channels (int): Channels of everything after the first convolution.
+        groups (int): Groups of the first and the last convolution.
+        kernel_groups (int): Groups of the 5×5 convolution.
+        ratio (int): Reduction of the squeeze-excite gate.
     """
 
+    padding = KERNEL // 2
+
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        groups: int,
-        kernel_groups: int,
-        ratio: int,
-        gate_only: bool,
+        self, in_channels: int, channels: int, groups: int, kernel_groups: int, ratio: int
     ) -> None:
         super().__init__()
-        self.gate_only = gate_only
         self.enter = nn.Conv2d(in_channels, channels, kernel_size=1, groups=groups)
         self.spread = nn.Conv2d(
-            channels, channels, KERNEL, padding=KERNEL // 2, groups=kernel_groups
+            channels, channels, KERNEL, padding=self.padding, groups=kernel_groups
         )
         self.mix = nn.Conv2d(channels, channels, kernel_size=1)
         self.gate = SqueezeExcite(channels, ratio)
         self.leave = nn.Conv2d(channels, channels, kernel_size=1, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, channels, H, W), or (B, channels, 1, 1) if gate only."""
+        """Map (B, in_channels, H, W) to (B, channels, H, W)."""
         x = self.mix(self.spread(self.enter(x)))
-        gate = self.gate(x)
-        return self.leave(gate if self.gate_only else x * gate)
+        return self.leave(x * self.gate(x))
 
-    def from_means(self, means: Tensor, valid: Tensor) -> Tensor:
-        """The gate-only result of a map of which just the shifted means are known.
+
+class _PooledGatedConvs(_GatedConvs):
+    """The same layers where only the gate is passed on, which needs the map's mean alone.
+
+    The mean of the 5×5 convolution follows from 25 numbers a channel, see :func:`shifted_means`:
+    no map is convolved.
+    """
+
+    padding = 0  # the kernel meets the 25 means once, tap by tap
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Compute the layers' output from the averages of a map.
 
         Args:
-            means: ``shifted_means`` of the map, shape (B, in_channels, 5, 5).
-            valid: ``valid_fractions`` of its size, shape (5, 5).
+            x (Tensor): Averages of the map over the positions that each tap reaches, shape
+                (B, in_channels, 5, 5), or (B, in_channels, 1, 1) if they are equal. Averages
+                commute with 1×1 convolutions, biases included.
+            valid (Tensor): ``valid_fractions`` of the map's size, shape (5, 5).
 
         Returns:
-            What ``forward`` gives for that map, shape (B, channels, 1, 1).
+            Tensor: Output, shape (B, channels, 1, 1).
         """
-        means = _pointwise_means(self.enter, means, valid)
-        # Unpadded, the kernel meets the 25 means once, tap by tap: the pooled convolution. With one
-        # output position a dense one is a matrix product, which is much faster as such.
-        if self.spread.groups == 1:
-            flat = self.spread.weight.flatten(1)
-            pooled = onednn_linear(means.flatten(1), flat, self.spread.bias)[..., None, None]
-        else:
-            pooled = (means * self.spread.weight.squeeze(1)).sum((2, 3), keepdim=True)
-            pooled = pooled + self.spread.bias[:, None, None]
-        return self.leave(self.gate(self.mix(pooled)))
+        x = self.mix(self.spread(self.enter(x) * valid))
+        return self.leave(self.gate(x))
 
 
 class AdaptiveFeedbackPrompt(nn.Module):
@@ -202,15 +187,15 @@ class AdaptiveFeedbackPrompt(nn.Module):
     precision would give NaN even where β is 0.
 
     Args:
-        channels: Channels of the stage's input.
-        feedback_channels: Channels of the feedback; a learned 1×1 convolution adapts them where
-            they differ from ``channels``. None builds a prompt without feedback.
-        prompt: ``'spatial'``: the squeeze-excite gates multiply their inputs, and the prompt is a
-            map. ``'channel'``: only the gates go on, and the prompt is one value per channel. All
-            before the first gate is then needed as a spatial mean alone, and is computed from
-            ``shifted_means`` instead of maps.
-        groups: Groups of the first and last convolution of ``P``.
-        ratio: Reduction of the squeeze-excite gates.
+        channels (int): Channels of the stage's input.
+        feedback_channels (int, optional): Channels of the feedback; a learned 1×1 convolution
+            adapts them where they differ from ``channels``. None builds a prompt without feedback.
+        prompt (str): ``'spatial'``: the squeeze-excite gates multiply their inputs, and the prompt
+            is a map. ``'channel'``: only the gates are passed on, and the prompt is one value per
+            channel. Everything before the first gate is then needed as a spatial mean alone: x and
+            feedback enter as ``shifted_means``, exact and small enough to be stored.
+        groups (int): Groups of the first and last convolution of ``P``.
+        ratio (int): Reduction of the squeeze-excite gates.
 
     Raises:
         ValueError: If ``prompt`` is unknown or ``channels`` is not divisible by ``groups``.
@@ -235,12 +220,12 @@ class AdaptiveFeedbackPrompt(nn.Module):
         self.channels = channels
         self.feedback_channels = feedback_channels
         self.prompt = prompt
-        gate_only = prompt == "channel"
+        convs = _PooledGatedConvs if prompt == "channel" else _GatedConvs
         # Of shape (1,): optimizer settings for one-dimensional parameters hold for it.
         self.beta = nn.Parameter(torch.zeros(1))
-        self.prompter = _GatedConvs(channels, channels, groups, channels, ratio, gate_only)
+        self.prompter = convs(channels, channels, groups, channels, ratio)
         if feedback_channels is not None:
-            self.fuse = _GatedConvs(2 * channels, channels, 1, 1, ratio, gate_only)
+            self.fuse = convs(2 * channels, channels, 1, 1, ratio)
             if feedback_channels != channels:
                 self.adapt = nn.Conv2d(feedback_channels, channels, kernel_size=1)
 
@@ -252,37 +237,39 @@ class AdaptiveFeedbackPrompt(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def encode_feedback(self, gap: Tensor, size: tuple[int, int]) -> Tensor:
-        """Reduces a gap to what ``forward`` needs of it, detached, to be kept for a later step.
+        """Reduce a gap to what ``forward`` needs of it, detached, to be stored for a later step.
 
         Args:
-            gap: Aligned student minus teacher at the stage's end, shape (B, Cf, h, w).
-            size: (H, W) of the stage's input.
+            gap (Tensor): Aligned student minus teacher at the stage's end, shape (B, Cf, h, w).
+            size (tuple[int, int]): (H, W) of the stage's input.
 
         Returns:
-            ``'spatial'``: the gap resized bilinearly, shape (B, Cf, H, W). ``'channel'``: the
-            shifted means of the resized gap, shape (B, Cf, 5, 5), whatever its size.
+            Tensor: ``'spatial'``: the gap resized bilinearly, shape (B, Cf, H, W). ``'channel'``:
+                the shifted means of the resized gap, shape (B, Cf, 5, 5), whatever its size.
         """
         gap, size = gap.detach(), tuple(size)
         return shifted_means(gap, size) if self.prompt == "channel" else _resize(gap, size)
 
     def forward(self, x: Tensor, feedback: Tensor | None = None) -> Tensor:
-        """Adds the prompt.
+        """Add the prompt.
 
         Args:
-            x: Input of the stage, shape (B, C, H, W).
-            feedback: What ``encode_feedback`` returned, perhaps for another batch: rows are reused
-                cyclically where their number differs, and maps are resized to that of ``x``
-                (shifted means are taken as they are). None stands for zeros, which pass through
-                ``fuse`` all the same, so that its parameters take part in the first step.
+            x (Tensor): Input of the stage, shape (B, C, H, W).
+            feedback (Tensor, optional): What ``encode_feedback`` returned, perhaps for another
+                batch: rows are recycled cyclically where their number differs, and maps are resized
+                to that of ``x`` (shifted means are taken as they are). None stands for zeros, which
+                pass through ``fuse`` all the same, so that its parameters take part in the first
+                step.
 
         Returns:
-            Prompted input, with the shape and dtype of ``x``.
+            Tensor: Prompted input, with the shape and dtype of ``x``.
 
         Raises:
-            ValueError: If feedback comes to a prompt built without, or has the other form's shape.
+            ValueError: If a prompt built without feedback gets one, or the feedback has the shape
+                of the other kind of prompt.
         """
         if feedback is not None:
-            self._check(feedback)
+            self._check_feedback(feedback)
         with torch.autocast(x.device.type, enabled=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             if self.prompt == "channel":
@@ -291,40 +278,52 @@ class AdaptiveFeedbackPrompt(nn.Module):
                 prompt = self._spatial_prompt(wide, feedback)
             return (wide + self.beta * prompt).to(x.dtype)
 
-    def _check(self, feedback: Tensor) -> None:
+    def _check_feedback(self, feedback: Tensor) -> None:
+        """Raise a ValueError if the feedback is not meant for this prompt."""
         if self.feedback_channels is None:
             raise ValueError(
                 "this prompt was built without feedback: pass None, or build it with "
                 "feedback_channels"
             )
-        form = (self.feedback_channels, KERNEL, KERNEL)
-        if self.prompt == "channel" and tuple(feedback.shape[1:]) != form:
+        expected = (self.feedback_channels, KERNEL, KERNEL)
+        if self.prompt == "channel" and tuple(feedback.shape[1:]) != expected:
             raise ValueError(
                 f"feedback of shape {tuple(feedback.shape)} where prompt='channel' takes "
-                f"(B, {', '.join(map(str, form))}): pass what `encode_feedback` returns"
+                f"(B, {', '.join(map(str, expected))}): pass what `encode_feedback` returns"
             )
 
     def _channel_prompt(self, x: Tensor, feedback: Tensor | None) -> Tensor:
-        means = shifted_means(x)
+        """Compute the prompt (B, C, 1, 1) of a map (B, C, H, W)."""
         valid = valid_fractions(x.shape[-2:], x)
-        if self.feedback_channels is None:
-            return self.prompter.from_means(means, valid)
-        feedback = self._feedback(x, feedback, (KERNEL, KERNEL))
-        if self.feedback_channels != self.channels:
-            feedback = _pointwise_means(self.adapt, feedback, valid)
-        return self.prompter(self.fuse.from_means(torch.cat([means, feedback], 1), valid))
+        # From sums over the reached positions to averages; 0 where a small map has none.
+        reached = valid.masked_fill(valid == 0, 1.0)
+        x = shifted_means(x) / reached
+        if self.feedback_channels is not None:
+            feedback = self._batched(feedback, x, (KERNEL, KERNEL)) / reached
+            if self.feedback_channels != self.channels:
+                feedback = self.adapt(feedback)
+            x = self.fuse(torch.cat([x, feedback], 1), valid)
+            valid = valid_fractions((1, 1), x)
+        return self.prompter(x, valid)
 
     def _spatial_prompt(self, x: Tensor, feedback: Tensor | None) -> Tensor:
-        if self.feedback_channels is None:
-            return self.prompter(x)
-        size = tuple(x.shape[-2:])
-        feedback = _resize(self._feedback(x, feedback, size), size)
-        if self.feedback_channels != self.channels:
-            feedback = self.adapt(feedback)
-        return self.prompter(self.fuse(torch.cat([x, feedback], 1)))
+        """Compute the prompt (B, C, H, W) of a map of this shape."""
+        if self.feedback_channels is not None:
+            size = tuple(x.shape[-2:])
+            feedback = _resize(self._batched(feedback, x, size), size)
+            if self.feedback_channels != self.channels:
+                feedback = self.adapt(feedback)
+            x = self.fuse(torch.cat([x, feedback], 1))
+        return self.prompter(x)
 
-    def _feedback(self, x: Tensor, feedback: Tensor | None, size: tuple[int, int]) -> Tensor:
-        """Feedback rows for the samples of ``x``, in its dtype; zeros of ``size`` if none."""
+    def _batched(self, feedback: Tensor | None, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return a row of feedback for each sample of ``x``, in its dtype; zeros if there is none.
+
+        Args:
+            feedback (Tensor, optional): Feedback of any batch size.
+            x (Tensor): Samples to pair it with, shape (B, ...).
+            size (tuple[int, int]): (H, W) of the zeros.
+        """
         batch = len(x)
         if feedback is None:
             return x.new_zeros(batch, self.feedback_channels, *size)

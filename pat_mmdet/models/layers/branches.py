@@ -1,26 +1,26 @@
-"""Branches that lead from a stage of the student to logits, for OFA."""
+"""Auxiliary classifiers on stages of the student, for OFA."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-# The side that token grids come down to.
+# Token grids are merged until their sides are at most this.
 _GRID = 7
 
 
 class MapBranch(nn.Module):
-    """From the map of a stage to logits, for convolutional students.
+    """Auxiliary classifier on the map of a stage, for convolutional students.
 
-    Depthwise separable convolutions of stride 2 lead down to the size of the last stage, each
+    Depthwise separable convolutions of stride 2 halve the map to the size of the last stage, each
     doubling the channels; the last stage itself gets a 1×1 convolution. Source: Hao et al.,
     One-for-All, NeurIPS 2023, section 3.2.
 
     Args:
-        channels: Channels of the stage.
-        steps: How often the map is halved.
-        out_channels: Width before the classifier.
-        num_classes: Width of the logits.
+        channels (int): Channels of the stage.
+        steps (int): How often the map is halved.
+        out_channels (int): Width before the classifier.
+        num_classes (int): Width of the logits.
     """
 
     def __init__(self, channels: int, steps: int, out_channels: int, num_classes: int) -> None:
@@ -32,23 +32,23 @@ class MapBranch(nn.Module):
         self.classifier = nn.Linear(out_channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gives logits (B, num_classes) for a map (B, C, H, W)."""
+        """Return logits (B, num_classes) of a map (B, C, H, W)."""
         return self.classifier(self.layers(x).mean((2, 3)))
 
 
 class TokenBranch(nn.Module):
-    """From the tokens of a stage to logits, for transformer and MLP students.
+    """Auxiliary classifier on the tokens of a stage, for transformer and MLP students.
 
-    Patch merging brings the grid down to 7×7 tokens or less, then transformer blocks follow, the
-    more the shallower the stage is, and the mean token is classified (features hold no class
-    token). Source: Hao et al., One-for-All, NeurIPS 2023, section 3.2.
+    Patch merging reduces the grid to 7×7 tokens or less, transformer blocks follow, and the mean
+    token is classified (features hold no class token). Source: Hao et al., One-for-All,
+    NeurIPS 2023, section 3.2.
 
     Args:
-        shape: (C, H, W) of the stage.
-        depth: Number of transformer blocks.
-        out_channels: Width of the blocks.
-        num_classes: Width of the logits.
-        num_heads: Attention heads of a block.
+        shape (tuple[int, int, int]): (C, H, W) of the stage.
+        depth (int): Number of transformer blocks.
+        out_channels (int): Width of the blocks.
+        num_classes (int): Width of the logits.
+        num_heads (int): Attention heads of a block.
     """
 
     def __init__(
@@ -86,17 +86,17 @@ class TokenBranch(nn.Module):
         self.classifier = nn.Linear(out_channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gives logits (B, num_classes) for a token grid as a map (B, C, H, W)."""
+        """Return logits (B, num_classes) of a token grid as a map (B, C, H, W)."""
         tokens = self.merging(x).flatten(2).transpose(1, 2)
         return self.classifier(self.norm(self.blocks(tokens)).mean(1))
 
 
 class PatchMerging(nn.Module):
-    """Joins 2×2 neighbours, normalises them and mixes their channels, as in Swin.
+    """Patch merging of Swin: concatenate 2×2 neighbours, normalise and project them.
 
     Args:
-        in_channels: Channels of the grid.
-        out_channels: Channels of the merged grid.
+        in_channels (int): Channels of the grid.
+        out_channels (int): Channels of the merged grid.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -105,7 +105,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * in_channels, out_channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Takes a map (B, C, H, W) to (B, out_channels, ⌈H/2⌉, ⌈W/2⌉)."""
+        """Merge a map (B, C, H, W) into (B, out_channels, ⌈H/2⌉, ⌈W/2⌉)."""
         height, width = x.shape[2:]
         x = nn.functional.pad(x, (0, width % 2, 0, height % 2))
         x = torch.pixel_unshuffle(x, 2).permute(0, 2, 3, 1)
@@ -113,16 +113,16 @@ class PatchMerging(nn.Module):
 
 
 def _normed(convolution: nn.Conv2d) -> list[nn.Module]:
-    """A convolution without bias, batch norm, ReLU."""
+    """Return a convolution with batch norm and ReLU."""
     return [convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True)]
 
 
 def _pointwise(in_channels: int, out_channels: int) -> list[nn.Module]:
-    """A normed 1×1 convolution."""
+    """Build a 1×1 convolution with batch norm and ReLU."""
     return _normed(nn.Conv2d(in_channels, out_channels, 1, bias=False))
 
 
 def _separable(in_channels: int, out_channels: int) -> list[nn.Module]:
-    """A depthwise 3×3 convolution of stride 2, then a pointwise one, both normed."""
+    """Build a depthwise 3×3 convolution of stride 2 and a 1×1 one, with batch norm and ReLU."""
     depthwise = nn.Conv2d(in_channels, in_channels, 3, 2, 1, groups=in_channels, bias=False)
     return [*_normed(depthwise), *_pointwise(in_channels, out_channels)]

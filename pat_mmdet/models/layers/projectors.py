@@ -1,27 +1,24 @@
-"""Layers that bring student features to the shape of the teacher's."""
+"""Projections of student features to the shapes of the teacher's."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pat_mmdet.models.acceleration.onednn import onednn_linear
-
 
 class MapAligner(nn.Module):
-    """Brings the regions of one stage to the map of a teacher whose stages are maps.
+    """Projection of the regions of one stage to the map of a convolutional teacher.
 
     The paper upsamples, normalises and convolves. Here the upsampling comes last: nearest
     upsampling only copies regions, and neither a per-channel norm nor a 1×1 convolution mixes
     positions, so the result is the same, while norm and convolution see, say, 25 positions instead
-    of 60,000. (In training, every region then has the same weight in the batch statistics. Done
-    the other way round, some would be copied once more than others wherever the teacher's size is
-    not a multiple of the grid.) Source: PAT paper, section "Region-Aware Attention".
+    of 60,000. In training, every region then has the same weight in the batch statistics; in the
+    paper's order some are copied once more than others where the teacher's size is not a multiple
+    of the grid. Source: PAT paper, section "Region-Aware Attention".
 
     Args:
-        in_channels: Width of the region tokens.
-        out_channels: Channels of the teacher's stage.
+        in_channels (int): Width of the region tokens.
+        out_channels (int): Channels of the teacher's stage.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -30,29 +27,29 @@ class MapAligner(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Aligns the regions of one stage.
+        """Project the regions of one stage.
 
         Args:
-            x: Region map, shape (B, in_channels, grid, grid).
-            size: (h, w) of the teacher's stage.
+            x (Tensor): Region map, shape (B, in_channels, grid, grid).
+            size (tuple[int, int]): (h, w) of the teacher's stage.
 
         Returns:
-            Map of shape (B, out_channels, h, w).
+            Tensor: Map of shape (B, out_channels, h, w).
         """
         return F.interpolate(self.conv(self.norm(x)), size=tuple(size), mode="nearest")
 
 
 class TokenAligner(nn.Module):
-    """Brings the regions of one stage to the tokens of a teacher whose stages are tokens.
+    """Projection of the regions of one stage to the tokens of a transformer or MLP teacher.
 
     A linear layer over the width and one over the tokens, each after a batch norm over the axis
     that it mixes. Source: PAT paper, section "Region-Aware Attention".
 
     Args:
-        in_channels: Width of the region tokens.
-        in_tokens: Number of regions of the stage.
-        out_channels: Width of the teacher's tokens.
-        out_size: (h, w) of the grid that the teacher's tokens form.
+        in_channels (int): Width of the region tokens.
+        in_tokens (int): Number of regions of the stage.
+        out_channels (int): Width of the teacher's tokens.
+        out_size (tuple[int, int]): (h, w) of the grid that the teacher's tokens form.
     """
 
     def __init__(
@@ -66,14 +63,15 @@ class TokenAligner(nn.Module):
         self.tokens = nn.Linear(in_tokens, self.out_size[0] * self.out_size[1])
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Aligns the regions of one stage.
+        """Project the regions of one stage.
 
         Args:
-            x: Region map, shape (B, in_channels, grid, grid) with grid² = ``in_tokens``.
-            size: (h, w) of the teacher's stage, if the caller wants it checked; it is fixed here.
+            x (Tensor): Region map, shape (B, in_channels, grid, grid) with grid² = ``in_tokens``.
+            size (tuple[int, int], optional): (h, w) of the teacher's stage, to be checked against
+                the fixed ``out_size``.
 
         Returns:
-            The teacher's token grid as a map, shape (B, out_channels, h, w).
+            Tensor: The teacher's token grid as a map, shape (B, out_channels, h, w).
 
         Raises:
             ValueError: If ``size`` is not the ``out_size`` of the build.
@@ -84,29 +82,24 @@ class TokenAligner(nn.Module):
                 f"{tuple(size)}: train at the configured input_size, or use MapAligner"
             )
         x = self.width_norm(x.flatten(2)).transpose(1, 2)
-        x = self.token_norm(onednn_linear(x, self.width.weight, self.width.bias))
-        # Written so, the channels come out innermost, as the teacher's are.
-        weight = self.tokens.weight.expand(len(x), -1, -1)
-        grid = torch.baddbmm(self.tokens.bias[:, None], weight, x)
-        return grid.transpose(1, 2).unflatten(2, self.out_size)
+        x = self.token_norm(self.width(x))
+        return self.tokens(x.transpose(1, 2)).unflatten(2, self.out_size)
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resizing to (h, w), skipped where that is the size already."""
+    """Resize bilinearly to (h, w), unless that is the size already."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class ChannelProjector(nn.Module):
-    """Brings a student map to the teacher's shape and changes no more than it has to.
-
-    A 1×1 convolution where the numbers of channels differ, else the identity.
+    """A 1×1 convolution where the numbers of channels differ, else the identity.
 
     Args:
-        in_channels: Channels of the student's map.
-        out_channels: Channels of the teacher's map.
-        bias: Whether the convolution has a bias.
+        in_channels (int): Channels of the student's map.
+        out_channels (int): Channels of the teacher's map.
+        bias (bool): Whether the convolution has a bias.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
@@ -115,14 +108,14 @@ class ChannelProjector(nn.Module):
         self.conv = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Projects a student map.
+        """Project a student map.
 
         Args:
-            x: Student map, shape (B, in_channels, H, W).
-            size: (h, w) of the teacher's map.
+            x (Tensor): Student map, shape (B, in_channels, H, W).
+            size (tuple[int, int]): (h, w) of the teacher's map.
 
         Returns:
-            Map of shape (B, out_channels, h, w), resized bilinearly where (H, W) differs.
+            Tensor: Map of shape (B, out_channels, h, w), resized bilinearly where (H, W) differs.
         """
         return _resized(self.conv(x), size)
 
@@ -133,8 +126,8 @@ class FeatureProjector(nn.Module):
     The convolution has no bias, since the norm would remove it.
 
     Args:
-        in_channels: Channels of the student's map.
-        out_channels: Channels of the teacher's map.
+        in_channels (int): Channels of the student's map.
+        out_channels (int): Channels of the teacher's map.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -143,13 +136,13 @@ class FeatureProjector(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Projects a student map.
+        """Project a student map.
 
         Args:
-            x: Student map, shape (B, in_channels, H, W).
-            size: (h, w) of the teacher's map.
+            x (Tensor): Student map, shape (B, in_channels, H, W).
+            size (tuple[int, int]): (h, w) of the teacher's map.
 
         Returns:
-            Map of shape (B, out_channels, h, w), resized bilinearly where (H, W) differs.
+            Tensor: Map of shape (B, out_channels, h, w), resized bilinearly where (H, W) differs.
         """
         return _resized(self.norm(self.conv(x)), size)

@@ -8,19 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pat_mmdet.models.acceleration.onednn import onednn_linear
-
 
 def sinusoidal_positions(length: int, dim: int) -> Tensor:
-    """Sinusoidal encodings of the positions 0 to ``length - 1``.
+    """Return sinusoidal encodings of the positions 0 to ``length - 1``.
 
     Args:
-        length: Number of positions.
-        dim: Width of an encoding; an odd width has one sine more than cosines.
+        length (int): Number of positions.
+        dim (int): Width of an encoding; an odd width has one sine more than cosines.
 
     Returns:
-        Float32 encodings, shape (1, length, dim): sines at even, cosines at odd channels, the
-        wavelengths growing geometrically from 2π to 10000·2π.
+        Tensor: Float32 encodings, shape (1, length, dim): sines at even, cosines at odd channels,
+            the wavelengths growing geometrically from 2π to 10000·2π.
     """
     position = torch.arange(length, dtype=torch.float32)[:, None]
     rate = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
@@ -31,23 +29,23 @@ def sinusoidal_positions(length: int, dim: int) -> Tensor:
 
 
 class RegionAwareAttention(nn.Module):
-    """Lets every region of every student stage look at all regions of all stages.
+    """Attention between the regions of all student stages.
 
     Each stage map is cut into ``grid`` × ``grid`` regions, a patch embedding makes one token of
-    each, and attention blends the tokens of all stages, so that a region of the student can draw
-    on the receptive field that the teacher has there. Queries, keys and values all come from the
-    student. Source: PAT paper, section "Region-Aware Attention".
+    each, and self-attention mixes the tokens of all stages, so that a region of the student can
+    use the receptive field that the teacher has there. Source: PAT paper, section "Region-Aware
+    Attention".
 
-    Parameter shapes depend on ``sizes``; at run time maps of any size and aspect ratio are taken,
-    because each is resized to the size that its patch embedding covers.
+    Parameter shapes depend on ``sizes``; in the forward pass maps may have any size and aspect
+    ratio, because each is resized to the size that its patch embedding covers.
 
     Args:
-        channels: Channels of the stage maps, one entry per stage.
-        sizes: Their (height, width), as seen with the input size of the build. The patches are
-            square, and their side is ``ceil(height / grid)``.
-        grid: Regions along each side of a map.
-        dim: Width of a token.
-        num_heads: Attention heads.
+        channels (Sequence[int]): Channels of the stage maps, one entry per stage.
+        sizes (Sequence[tuple[int, int]]): Their (height, width) at the input size of the build.
+            The patches are square, and their side is ``ceil(height / grid)``.
+        grid (int): Regions along each side of a map.
+        dim (int): Width of a token.
+        num_heads (int): Attention heads.
 
     Raises:
         ValueError: If ``dim`` is not divisible by ``num_heads``, or ``channels`` and ``sizes``
@@ -88,32 +86,27 @@ class RegionAwareAttention(nn.Module):
         self.register_buffer("positions", positions, persistent=False)
 
     def _tokens(self, embed: nn.Conv2d, feature: Tensor) -> Tensor:
-        """One token per region of one stage: (B, C, H, W) -> (B, grid², dim)."""
-        patch = embed.kernel_size[0]
-        side = self.grid * patch
+        """Embed the regions of one stage: (B, C, H, W) -> (B, grid², dim)."""
+        side = self.grid * embed.kernel_size[0]
         if tuple(feature.shape[-2:]) != (side, side):
             feature = F.interpolate(
                 feature, size=(side, side), mode="bilinear", align_corners=False
             )
-        # Patches do not overlap, so the convolution is one matrix product over cut patches.
-        # Written so it is 2 to 3 times as fast on a CPU: kernels reach 40×40 in detection, far
-        # from what convolution routines are made for.
-        patches = feature.unflatten(3, (self.grid, patch)).unflatten(2, (self.grid, patch))
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        return onednn_linear(patches, embed.weight.flatten(1), embed.bias)
+        return embed(feature).flatten(2).transpose(1, 2)
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
-        """(B, N, dim) -> (B, heads, N, dim / heads)."""
+        """Split tokens (B, N, dim) into (B, heads, N, dim / heads)."""
         return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Blends the regions of all stages.
+        """Mix the regions of all stages.
 
         Args:
-            features: Stage maps of the student, each (B, C_i, H_i, W_i), from shallow to deep.
+            features (Sequence[Tensor]): Stage maps of the student, each (B, C_i, H_i, W_i), from
+                shallow to deep.
 
         Returns:
-            One map (B, dim, grid, grid) per stage.
+            list[Tensor]: One map (B, dim, grid, grid) per stage.
 
         Raises:
             ValueError: If the number of maps is not the number of stages.
@@ -127,10 +120,7 @@ class RegionAwareAttention(nn.Module):
             [self._tokens(embed, feature) for embed, feature in zip(self.embeds, features)], dim=1
         )
         tokens = self.norm(tokens)
-        query, key, value = (
-            onednn_linear(tokens, layer.weight, layer.bias)
-            for layer in (self.query, self.key, self.value)
-        )
+        query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
         # In float32 they would widen queries and keys under autocast, only to be halved again.
         positions = self.positions.to(query.dtype)
         mixed = F.scaled_dot_product_attention(

@@ -16,12 +16,13 @@ from .correlation_loss import correlation_loss
 from .crd_loss import crd_loss
 from .dist_loss import dist_loss
 from .dkd_loss import dkd_loss
-from .hcl_loss import hcl_loss
+from .hcl_loss import HierarchicalContextLoss, hcl_loss
 from .kd_loss import kd_loss
 from .ofa_loss import ofa_loss
 from .rkd_loss import rkd_angle_loss, rkd_distance_loss
 
 __all__ = [
+    "HierarchicalContextLoss",
     "correlation_loss",
     "crd_loss",
     "dist_loss",

@@ -9,18 +9,19 @@ from .utils import full_precision, mean, require
 
 @full_precision
 def correlation_loss(s: Tensor, t: Tensor) -> Tensor:
-    """Correlation congruence (CC) of neighbours in the batch.
+    """Compute correlation congruence (CC) of neighbours in the batch.
 
     Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019, in the form that
     comparisons of distillation methods have settled on:
     ``mean_i Σ_d |δ_i| · |δ_{i+1}|`` with ``δ = s − t``, over the B − 1 pairs of neighbours.
 
     Args:
-        s: Embedded student features, (B, D).
-        t: Embedded teacher features, (B, D). Their embedding is trained too: do not detach.
+        s (Tensor): Embedded student features, (B, D).
+        t (Tensor): Embedded teacher features, (B, D). Their embedding is trained too: do not
+            detach.
 
     Returns:
-        Scalar; 0 for fewer than two samples.
+        Tensor: Scalar; 0 for fewer than two samples.
 
     Raises:
         ValueError: The embeddings are not two matrices of equal shape.

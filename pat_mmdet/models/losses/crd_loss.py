@@ -22,7 +22,7 @@ def crd_loss(
     temperature: float,
     num_data: int,
 ) -> Tensor:
-    """Contrastive representation distillation, given the scores against the memory banks.
+    """Compute contrastive representation distillation, given the scores against the memory banks.
 
     Tian et al., "Contrastive Representation Distillation", ICLR 2020, section 3, with the noise
     contrastive estimate of the published code. For ``P = exp(score / T) / Z`` and ``c = k / n``::
@@ -37,18 +37,18 @@ def crd_loss(
     row j>``. The gathered rows are by far the largest tensor here, hence left to the caller.
 
     Args:
-        student_scores: Student embeddings against rows of the teacher's bank, (B, k + 1), the
-            sample's own row first, k ≥ 1 negatives after it. Compute them in float32.
-        teacher_scores: Teacher embeddings against rows of the student's bank, (B, k + 1). The
-            teacher's embedding is trained too: do not detach.
-        z_student: Normalisation constant Z of the student's scores, a scalar tensor > 0: the first
-            batch's ``exp(student_scores / T).mean() * num_data``, kept from then on.
-        z_teacher: The same of the teacher's scores.
-        temperature: T.
-        num_data: n, the number of rows in a bank.
+        student_scores (Tensor): Student embeddings against rows of the teacher's bank, (B, k + 1),
+            the sample's own row first, k ≥ 1 negatives after it. Compute them in float32.
+        teacher_scores (Tensor): Teacher embeddings against rows of the student's bank, (B, k + 1).
+            The teacher's embedding is trained too: do not detach.
+        z_student (Tensor): Normalisation constant Z of the student's scores, a scalar tensor > 0:
+            the first batch's ``exp(student_scores / T).mean() * num_data``, kept from then on.
+        z_teacher (Tensor): The same of the teacher's scores.
+        temperature (float): T.
+        num_data (int): n, the number of rows in a bank.
 
     Returns:
-        Scalar.
+        Tensor: Scalar.
 
     Raises:
         ValueError: The scores are not two matrices of equal shape with two columns or more.

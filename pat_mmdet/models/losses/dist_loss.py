@@ -13,7 +13,7 @@ _PEARSON_EPS = 1e-8
 
 
 def _pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """Pearson correlations along ``dim``; 0 without gradient where one side is constant."""
+    """Compute Pearson correlations along ``dim``; 0 without gradient where one side is constant."""
 
     def centre(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         centred = x - x.mean(dim, keepdim=True)
@@ -31,7 +31,7 @@ def _pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
 def dist_loss(
     s: Tensor, t: Tensor, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0
 ) -> Tensor:
-    """Distillation from a stronger teacher (DIST): match relations instead of values.
+    """Compute distillation from a stronger teacher (DIST): relations instead of values.
 
     Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, inter- and
     intra-class relation: ``T² · (β · (1 − mean row Pearson) + γ · (1 − mean column Pearson))`` of
@@ -40,14 +40,14 @@ def dist_loss(
     counts as uncorrelated and sends no gradient: one row alone costs γ whatever it is.
 
     Args:
-        s: Student logits, (N, K).
-        t: Teacher logits, (N, K).
-        beta: Weight of the relation between classes (rows).
-        gamma: Weight of the relation between images (columns).
-        temperature: T.
+        s (Tensor): Student logits, (N, K).
+        t (Tensor): Teacher logits, (N, K).
+        beta (float): Weight of the relation between classes (rows).
+        gamma (float): Weight of the relation between images (columns).
+        temperature (float): T.
 
     Returns:
-        Scalar.
+        Tensor: Scalar.
 
     Raises:
         ValueError: The logits are not two matrices of equal shape.

@@ -17,22 +17,22 @@ def dkd_loss(
     beta: float = 2.0,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Decoupled knowledge distillation.
+    """Compute decoupled knowledge distillation.
 
     Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equation 7:
     ``T² · (α · TCKD + β · NCKD)``. TCKD compares how much probability the target class gets against
     all the rest together, NCKD how the rest is spread over the other classes.
 
     Args:
-        s: Student logits, (N, K), K ≥ 2.
-        t: Teacher logits, (N, K).
-        target: Class indices, int64 (N,).
-        alpha: Weight of TCKD.
-        beta: Weight of NCKD.
-        temperature: T.
+        s (Tensor): Student logits, (N, K), K ≥ 2.
+        t (Tensor): Teacher logits, (N, K).
+        target (Tensor): Class indices, int64 (N,).
+        alpha (float): Weight of TCKD.
+        beta (float): Weight of NCKD.
+        temperature (float): T.
 
     Returns:
-        Scalar, the mean over the N rows.
+        Tensor: Scalar, the mean over the N rows.
 
     Raises:
         ValueError: The logits are not two matrices of equal shape with two classes or more, or

@@ -12,7 +12,7 @@ from .utils import check_logits, full_precision, mean
 def ofa_loss(
     s: Tensor, t: Tensor, target: Tensor, eps: float = 1.0, temperature: float = 1.0
 ) -> Tensor:
-    """Adaptive target enhancement of OFA-KD.
+    """Compute the adaptive target enhancement of OFA-KD.
 
     Hao et al., "One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge
     Distillation", NeurIPS 2023, "adaptive target enhancement":
@@ -21,14 +21,14 @@ def ofa_loss(
     the target class more.
 
     Args:
-        s: Student logits, (N, K).
-        t: Teacher logits, (N, K). They never receive a gradient.
-        target: Class indices, int64 (N,).
-        eps: ε.
-        temperature: T.
+        s (Tensor): Student logits, (N, K).
+        t (Tensor): Teacher logits, (N, K). They never receive a gradient.
+        target (Tensor): Class indices, int64 (N,).
+        eps (float): ε.
+        temperature (float): T.
 
     Returns:
-        Scalar, the mean over the N rows.
+        Tensor: Scalar, the mean over the N rows.
 
     Raises:
         ValueError: The logits are not two matrices of equal shape, or there is not one target a

@@ -20,18 +20,18 @@ def _flat_rows(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 @full_precision
 def rkd_distance_loss(s: Tensor, t: Tensor) -> Tensor:
-    """Distance term of relational knowledge distillation.
+    """Compute the distance term of relational knowledge distillation.
 
     Park et al., "Relational Knowledge Distillation", CVPR 2019, section 3.2.1: smooth-L1 between
     the two matrices of pairwise Euclidean distances, each divided by the mean of its non-zero
     entries, averaged over all B² pairs, the diagonal included.
 
     Args:
-        s: Student embeddings, (B, ...), flattened per sample.
-        t: Teacher embeddings, (B, ...); their width may differ.
+        s (Tensor): Student embeddings, (B, ...), flattened per sample.
+        t (Tensor): Teacher embeddings, (B, ...); their width may differ.
 
     Returns:
-        Scalar. Pairs of equal rows send no gradient.
+        Tensor: Scalar. Pairs of equal rows send no gradient.
 
     Raises:
         ValueError: The batch sizes differ.
@@ -50,7 +50,7 @@ def rkd_distance_loss(s: Tensor, t: Tensor) -> Tensor:
 
 
 def _angle_cosines(x: Tensor, vertices: Tensor) -> Tensor:
-    """Cosines of the angles between all rows of ``x`` (B, D), seen from (c, D): (c, B, B)."""
+    """Compute cosines (c, B, B) of the angles between rows (B, D), seen from vertices (c, D)."""
     edges = x - vertices[:, None]
     length = torch.linalg.vector_norm(edges, dim=-1, keepdim=True)
     # An edge between equal points has no direction: dividing it by infinity makes edge and gradient
@@ -60,13 +60,14 @@ def _angle_cosines(x: Tensor, vertices: Tensor) -> Tensor:
 
 
 def _angle_chunk(s: Tensor, t: Tensor, vertices_s: Tensor, vertices_t: Tensor) -> Tensor:
+    """Sum the angle term over the vertices of a chunk."""
     cosines_s, cosines_t = _angle_cosines(s, vertices_s), _angle_cosines(t, vertices_t)
     return F.smooth_l1_loss(cosines_s, cosines_t, reduction="sum")
 
 
 @full_precision
 def rkd_angle_loss(s: Tensor, t: Tensor, chunk_size: int = 16) -> Tensor:
-    """Angle term of relational knowledge distillation.
+    """Compute the angle term of relational knowledge distillation.
 
     Park et al., "Relational Knowledge Distillation", CVPR 2019, section 3.2.2: smooth-L1
     between the cosines of the angles that samples j and k form at sample i, averaged over all B³
@@ -77,12 +78,12 @@ def rkd_angle_loss(s: Tensor, t: Tensor, chunk_size: int = 16) -> Tensor:
     O(B² · (B + D)), and the gradient is exact.
 
     Args:
-        s: Student embeddings, (B, ...), flattened per sample.
-        t: Teacher embeddings, (B, ...); their width may differ.
-        chunk_size: Number of vertices at a time.
+        s (Tensor): Student embeddings, (B, ...), flattened per sample.
+        t (Tensor): Teacher embeddings, (B, ...); their width may differ.
+        chunk_size (int): Number of vertices at a time.
 
     Returns:
-        Scalar.
+        Tensor: Scalar.
 
     Raises:
         ValueError: The batch sizes differ.

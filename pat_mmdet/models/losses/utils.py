@@ -1,4 +1,4 @@
-"""What the losses share: precision, checks of shapes, KL divergence."""
+"""Shared by the losses: precision, checks of shapes, KL divergence."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def check_logits(s: Tensor, t: Tensor, target: Tensor | None = None) -> None:
 
 
 def mean(x: Tensor) -> Tensor:
-    """Mean over all elements; 0 instead of NaN where there is none."""
+    """Return the mean over all elements; 0 instead of NaN where there is none."""
     return x.sum() / max(x.numel(), 1)
 
 
 def kl_divergence(s: Tensor, t: Tensor) -> Tensor:
-    """Batch mean of ``KL(softmax(t) ‖ softmax(s))`` for (N, K) logits."""
+    """Return the batch mean of ``KL(softmax(t) ‖ softmax(s))`` for (N, K) logits."""
     kl = F.kl_div(s.log_softmax(1), t.log_softmax(1), reduction="sum", log_target=True)
     return kl / max(len(s), 1)

@@ -13,7 +13,7 @@ from pat_mmdet.models.layers import (
     RegionAwareAttention,
     TokenAligner,
 )
-from pat_mmdet.models.losses import hcl_loss, kd_loss
+from pat_mmdet.models.losses import HierarchicalContextLoss, kd_loss
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
@@ -137,6 +137,7 @@ class PAT(BaseMethod):
                 for stage in stages
             }
         )
+        self.hcl_loss = HierarchicalContextLoss()
 
     def forward(
         self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
@@ -184,8 +185,8 @@ class PAT(BaseMethod):
                 losses[name] = weight * kd_loss(outputs.logits, teacher_logits, self.temperature)
         return losses
 
-    @staticmethod
     def _feature_distance(
+        self,
         aligned: Sequence[Tensor],
         teacher: NetworkOutputs,
         prompted: NetworkOutputs,
@@ -193,11 +194,11 @@ class PAT(BaseMethod):
     ) -> Tensor:
         """Return the distance of aligned features, the first images to the prompted teacher."""
         batch = len(aligned[0])
-        distance = sum(hcl_loss(x[:num_images], y) for x, y in zip(aligned, prompted.features))
+        distance = sum(self.hcl_loss(x[:num_images], y) for x, y in zip(aligned, prompted.features))
         if num_images == batch:
             return distance
         plain = sum(
-            hcl_loss(x[num_images:], y[num_images:]) for x, y in zip(aligned, teacher.features)
+            self.hcl_loss(x[num_images:], y[num_images:]) for x, y in zip(aligned, teacher.features)
         )
         return (num_images * distance + (batch - num_images) * plain) / batch
 

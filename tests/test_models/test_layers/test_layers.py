@@ -454,7 +454,7 @@ def test_modules_built_only_where_used():
 
 
 @pytest.mark.parametrize("prompt, shape", [("channel", (3, 6, 5, 5)), ("spatial", (3, 6, 8, 10))])
-def test_summary_is_detached(prompt, shape):
+def test_encoded_feedback_is_detached(prompt, shape):
     block = prompt_block(prompt, 6)
     gap = torch.randn(3, 6, 4, 5, requires_grad=True)
     summary = block.encode_feedback(gap, (8, 10))
@@ -494,7 +494,9 @@ def test_first_step_sends_zeros_through_fuse(prompt):
     x = torch.randn(2, 8, 4, 5)
     zeros = block.encode_feedback(torch.zeros(2, 6, 4, 5), (4, 5))
     assert torch.equal(block(x, None), block(x, zeros))
-    assert not torch.allclose(block(x, None), x + block.beta * block.prompter(x))
+    alone = prompt_block(prompt, None)
+    alone.load_state_dict(block.state_dict(), strict=False)
+    assert not torch.allclose(block(x, None), alone(x))
 
 
 def test_prompt_of_the_channel_form_is_one_value_per_channel():
@@ -505,7 +507,7 @@ def test_prompt_of_the_channel_form_is_one_value_per_channel():
     assert (curved - curved.mean((2, 3), keepdim=True)).abs().max() > 1e-2
 
 
-def test_channel_form_builds_no_convolution_over_a_map(monkeypatch):
+def test_channel_prompt_convolves_no_map(monkeypatch):
     block = prompt_block("channel", 6)
     seen = []
     original = torch.nn.Conv2d.forward
@@ -513,7 +515,7 @@ def test_channel_form_builds_no_convolution_over_a_map(monkeypatch):
         torch.nn.Conv2d, "forward", lambda self, x: seen.append(x.shape[-2:]) or original(self, x)
     )
     block(torch.randn(2, 8, 9, 9), None)
-    assert seen and set(seen) == {(1, 1)}
+    assert set(seen) == {(1, 1), (5, 5)}
 
 
 def test_afp_errors_name_the_remedy():
@@ -524,7 +526,7 @@ def test_afp_errors_name_the_remedy():
     x = torch.randn(2, 8, 4, 4)
     with pytest.raises(ValueError, match="without feedback"):
         AdaptiveFeedbackPrompt(8, None)(x, torch.zeros(2, 8, 5, 5))
-    with pytest.raises(ValueError, match="summarize"):
+    with pytest.raises(ValueError, match="encode_feedback"):
         AdaptiveFeedbackPrompt(8, 8)(x, torch.zeros(2, 8, 4, 4))
 
 
