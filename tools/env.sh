@@ -41,11 +41,13 @@ export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 pip() { "$PY" -m pip --quiet --quiet "$@"; } # errors only
 
 if "$PY" -m pip --version >/dev/null 2>&1; then PYTHON=$PY; fi
-version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version=missing
-case "$version-$MMCV" in
-    3.13-full) die "mmcv $MMCV_VERSION can be compiled for Python 3.10 to 3.12, $PYTHON is $version" ;;
-    3.1[0-3]-*) ;;
-    *) die "Python 3.10 to 3.13 is needed, $PYTHON is $version. Name another: make env PYTHON=python3.11" ;;
+version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
+    version=missing
+newest=3.13
+if [ "$MMCV" = full ]; then newest=3.12; fi # mmcv's setup.py fails in 3.13
+case $version in
+    3.10 | 3.11 | 3.12 | "$newest") ;;
+    *) die "Python 3.10 to $newest is needed, $PYTHON is $version. Name one: make env PYTHON=python3.11" ;;
 esac
 if [ "$PYTHON" != "$PY" ]; then
     say "virtual environment .venv, Python $version"
@@ -67,30 +69,33 @@ say "torch (with CUDA libraries; the first time 2 GB are downloaded)"
 grep -E '^(torch|torchvision)==' requirements.txt >.venv/torch.txt
 pip install -c requirements.txt -r .venv/torch.txt
 
-# The rest without dependencies, as OpenMMLab asks for opencv-python by name and opencv-python-headless
-# needs no libGL. mmcv and mmcv-lite are installed in one folder, so there is either.
-if compiled; then MMCV=full; fi
-if [ "$MMCV" = full ]; then apart='^(torch|torchvision|mmcv-lite)=='; else apart='^(torch|torchvision)=='; fi
+# The rest without dependencies, as OpenMMLab asks for opencv-python by name, and
+# opencv-python-headless needs no libGL. mmcv and mmcv-lite fill the same folder, so there is either.
 say "the other packages of requirements.txt"
+apart='^(torch|torchvision)=='
+if compiled; then MMCV=full; fi
+if [ "$MMCV" = full ]; then apart='^(torch|torchvision|mmcv-lite)=='; fi
 grep -vE "$apart" requirements.txt >.venv/rest.txt
 pip install --no-deps -r .venv/rest.txt
 pip install --no-deps --no-build-isolation -e .
 
-# Programs that do not import pat_mmdet, as MMDetection's own tools, find mmcv's operators as well.
-cat >"$site/mmcv_ops.pth" <<END
-import importlib.util as u; s = u.spec_from_file_location("mmcv_ops", "$PWD/pat_mmdet/utils/mmcv_ops.py"); m = u.module_from_spec(s); s.loader.exec_module(m); m.provide_mmcv_ops()
-END
+# Programs that do not import pat_mmdet, as MMDetection's own tools, find mmcv's operators as well:
+# Python runs this line when it starts.
+finder="u.spec_from_file_location('mmcv_ops', '$PWD/pat_mmdet/utils/mmcv_ops.py')"
+run="m = u.module_from_spec(s); s.loader.exec_module(m); m.provide_mmcv_ops()"
+echo "import importlib.util as u; s = $finder; $run" >"$site/mmcv_ops.pth"
 
 if [ "$MMCV" = full ] && ! { compiled && "$PY" -c 'import torch, mmcv._ext' 2>/dev/null; }; then
     say "mmcv $MMCV_VERSION: compiling its operators (5 to 20 minutes, with CUDA up to an hour)"
     pip uninstall -y mmcv-lite mmcv
     pip install ninja psutil
-    # Without isolation, so that the build sees torch; not from a cache, which may be for another torch.
-    PATH="$PWD/.venv/bin:$PATH" CFLAGS="${CFLAGS:-} -g0 -w" MMCV_WITH_OPS=1 pip install --no-deps \
+    # Without isolation, so that the build sees torch; without a cache, which may be for another one.
+    PATH=$PWD/.venv/bin:$PATH CFLAGS="${CFLAGS:-} -g0 -w" MMCV_WITH_OPS=1 pip install --no-deps \
         --no-build-isolation --no-cache-dir --no-binary mmcv "mmcv==$MMCV_VERSION" ||
-        die "the build needs a C++ compiler, Python's headers and, with a GPU, torch's version of CUDA"
+        die "this needs a C++ compiler, Python's headers and, with a GPU, torch's version of CUDA"
 fi
 
-"$PY" -m pip check | grep -v 'requires opencv-python, which is not installed' | sed 's/^/[env] pip check: /' || true
+"$PY" -m pip check | grep -vE 'requires opencv-python, which is not installed|^No broken' |
+    sed 's/^/[env] pip check: /' || true
 touch "$STAMP"
 say "ready: $("$PY" --version), in .venv"
