@@ -1,4 +1,4 @@
-"""A weight of distillation that changes during training."""
+"""Schedule of the weight of distillation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SCHEDULES = ("constant", "linear", "cosine")
 
 @HOOKS.register_module()
 class DistillWeightHook(Hook):
-    """Multiplies all losses of the method by a weight that follows a schedule.
+    """Multiply all losses of the method by a weight that follows a schedule.
 
     The weight is ``start_weight`` up to the iteration ``begin`` and ``end_weight`` from the
-    iteration ``end`` on; between them it stays, or changes in a line or half a cosine. While it is
+    iteration ``end`` on; in between it is constant, or follows a line or half a cosine. While it is
     0, the teacher is not run. It is logged as ``distill_weight``.
 
     Args:
@@ -51,7 +51,7 @@ class DistillWeightHook(Hook):
         self.end_weight = end_weight
 
     def before_train(self, runner: Runner) -> None:
-        """Refuses a model without a method, and a schedule that does not end after its start."""
+        """Check that the model has a method, and that the schedule ends after its beginning."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not hasattr(model, "distill_weight"):
             raise ValueError(
@@ -66,11 +66,11 @@ class DistillWeightHook(Hook):
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict) -> None:
-        """Sets the weight of this iteration."""
+        """Set the weight of this iteration."""
         self._model.distill_weight = self.weight(runner.iter)
 
     def weight(self, iteration: int) -> float:
-        """The weight of an iteration, counted from 0."""
+        """Return the weight of an iteration, counted from 0."""
         share = (iteration - self.begin) / (self._last - self.begin)
         if share >= 1:
             return self.end_weight

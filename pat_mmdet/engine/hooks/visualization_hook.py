@@ -1,4 +1,4 @@
-"""Drawing predictions on images, some of which may be broken."""
+"""Visualization of predictions on data with unreadable images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 class TolerantVisualizationHook(DetVisualizationHook):
     """A ``DetVisualizationHook`` that leaves out images which cannot be read.
 
-    The data set has gone on without them and said so; the hook reads the files once more.
+    The dataset has skipped and reported them; this hook reads the files again.
     """
 
     def after_val_iter(
@@ -27,7 +27,7 @@ class TolerantVisualizationHook(DetVisualizationHook):
         data_batch: dict,
         outputs: Sequence[DetDataSample],
     ) -> None:
-        """Draws the first image of the batch that can be read."""
+        """Draw the first image of the batch that can be read."""
         readable = self._readable(outputs)
         if readable:
             super().after_val_iter(runner, batch_idx, data_batch, readable)
@@ -39,17 +39,19 @@ class TolerantVisualizationHook(DetVisualizationHook):
         data_batch: dict,
         outputs: Sequence[DetDataSample],
     ) -> None:
-        """Draws the images of the batch that can be read."""
+        """Draw the images of the batch that can be read."""
         super().after_test_iter(runner, batch_idx, data_batch, self._readable(outputs))
 
     def _readable(self, outputs: Sequence[DetDataSample]) -> list[DetDataSample]:
+        """Return the samples whose images can be read; none where nothing is drawn."""
         if not self.draw:
             return []
         return [sample for sample in outputs if self._read(sample.img_path) is not None]
 
     def _read(self, path: str) -> Any:
+        """Read an image; return None if that fails."""
         try:
             return mmcv.imfrombytes(get(path, backend_args=self.backend_args))
         except Exception:
-            # Whatever ails the file, the data set has reported it.
+            # Whatever is wrong with the file, the dataset has reported it.
             return None
