@@ -32,7 +32,9 @@ test: lint
 	$(VENV_PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 coverage: lint
-	$(VENV_PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov $(ARGS)
+	$(VENV_PYTHON) -m coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(VENV_PYTHON) -m coverage combine --quiet
+	$(VENV_PYTHON) -m coverage report
 	total=$$($(VENV_PYTHON) -m coverage report --format=total) && \
 	sed -i "s/^Test coverage: .* %/Test coverage: $$total %/" README.md
 
