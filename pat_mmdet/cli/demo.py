@@ -126,7 +126,7 @@ def draw_report(runs: list[Run], path: Path, threshold: float = 0.3) -> None:
     matplotlib.use("Agg")
     colours = dict(zip((run.title for run in runs), ("tab:blue", "tab:gray", "tab:red")))
     figure = plt.figure(figsize=(15, 12), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 2])
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 2])  # type: ignore[misc]
     loss_axis, map_axis = top.subplots(1, 2)
     for run in runs:
         logged = run.training.scalars()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from mmdet.datasets import CocoDataset
@@ -74,7 +75,7 @@ class CheckedCOCO(COCO):
             )
 
     def get_cat_ids(
-        self, cat_names: list = (), sup_names: list = (), cat_ids: list = ()
+        self, cat_names: Sequence = (), sup_names: Sequence = (), cat_ids: Sequence = ()
     ) -> list[int]:
         """Look up category ids by name.
 

@@ -223,7 +223,7 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
         (key, value) for key, value in state.items() if not key.startswith(tuple(allow_unused))
     )
     # Some layers convert older weights by the versions that are noted here.
-    used._metadata = getattr(state, "_metadata", OrderedDict())
+    used._metadata = getattr(state, "_metadata", OrderedDict())  # type: ignore[attr-defined]
     load_state_dict(module, used, strict=False, logger="current")
 
 

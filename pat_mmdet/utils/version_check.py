@@ -1,7 +1,6 @@
-"""Are the installed versions ones that pat_mmdet works with?
+"""Check the installed versions of torch and the OpenMMLab packages.
 
-A version that is known not to work is an ``ImportError`` that says what to install; one that nobody
-has tried is a warning. Only metadata are read, so the check imports none of these packages.
+Only metadata are read: the check imports none of these packages.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ from packaging.version import InvalidVersion, Version
 
 
 class Package(NamedTuple):
-    """What is known about a package.
+    """A package that this one works with.
 
     Attributes:
-        distributions: The names it is published under: the original, then forks and variants that
-            are imported by the same name.
-        supported: The versions to install (the extras of setup.py say the same).
-        tested: The newest series that the tests ran with.
+        distributions (tuple[str, ...]): Distributions that are imported by its name.
+        supported (str): Supported versions, as in the extras of setup.py.
+        tested (str): Newest series that the tests ran with.
     """
 
     distributions: tuple[str, ...]
@@ -31,15 +29,15 @@ class Package(NamedTuple):
 
 
 class Incompatibility(NamedTuple):
-    """Versions that do not work, always or beside certain versions of another distribution.
+    """Versions that are known to fail.
 
     Attributes:
-        package: The package, a key of :data:`PACKAGES`.
-        versions: Those that do not work.
-        supported: Those to install instead.
-        reason: Why, as the end of a sentence.
-        with_package: The distribution with which they do not work; empty: with none.
-        with_versions: The versions of that distribution.
+        package (str): A key of :data:`PACKAGES`.
+        versions (str): Versions that fail.
+        supported (str): Versions to install instead.
+        reason (str): Why they fail.
+        with_package (str): Distribution together with which they fail; empty if they always do.
+        with_versions (str): Versions of that distribution.
     """
 
     package: str
@@ -59,13 +57,10 @@ PACKAGES = {
     "timm": Package(("timm",), ">=0.9", "1.0"),
 }
 
-_REFUSED = "MMDetection {beside} refuses it when it is imported"
-
+_REFUSED = "MMDetection {version} refuses it"
 INCOMPATIBILITIES = (
-    Incompatibility("torch", "<2.0", ">=2.0", "this package is written for torch 2"),
-    Incompatibility(
-        "mmdet", "<3.0.0", ">=3.1.0,<4.0.0", "its registries are those of MMDetection 2"
-    ),
+    Incompatibility("torch", "<2.0", ">=2.0", "this package needs torch 2"),
+    Incompatibility("mmdet", "<3.0.0", ">=3.1.0,<4.0.0", "its registries are those of mmdet 2"),
     Incompatibility("mmengine", "<0.7.1", ">=0.10.0,<1.0.0", "MMDetection 3 needs a newer one"),
     Incompatibility("mmengine", ">=1.0.0", ">=0.10.0,<1.0.0", _REFUSED, "mmdet", "<3.4"),
     Incompatibility("mmcv", "<2.0.0", ">=2.0.0,<2.2.0", "MMDetection 3 needs a newer one"),
@@ -77,72 +72,60 @@ _warned: set[str] = set()
 
 
 def pip_command(package: str, versions: str) -> str:
-    """The command that installs certain versions of a package.
+    """Return the command that installs versions of a package.
 
     Args:
-        package: Its name.
-        versions: A version specifier.
-
-    Returns:
-        A line for the shell.
+        package (str): Its name.
+        versions (str): A version specifier.
     """
-    # mmcv itself is no wheel: pip compiles for minutes, or leaves the operators out.
+    # mmcv itself has no wheels: pip compiles for minutes, or leaves the operators out.
     distribution = "mmcv-lite" if package == "mmcv" else package
     return f'pip install "{distribution}{versions}"'
 
 
 def installed(distribution: str) -> Version | None:
-    """The installed version of a distribution.
-
-    Args:
-        distribution: Its name in the package registry.
-
-    Returns:
-        The version; None if it is not installed, or calls its version something unintelligible.
-    """
+    """Return the installed version of a distribution; None if it is missing or has no version."""
     try:
         return Version(metadata.version(distribution))
     except (metadata.PackageNotFoundError, InvalidVersion, TypeError):
         return None
 
 
-def _find(package: str) -> tuple[str, Version] | None:
-    """The name and version under which a package is installed, if it is."""
-    for distribution in PACKAGES[package].distributions:
-        version = installed(distribution)
-        if version is not None:
-            return distribution, version
-    return None
+def find_packages() -> dict[str, tuple[str, Version]]:
+    """Return distribution and version of each package of :data:`PACKAGES` that is installed."""
+    return {
+        name: (distribution, version)
+        for name, package in PACKAGES.items()
+        for distribution in reversed(package.distributions)
+        if (version := installed(distribution)) is not None
+    }
 
 
 def _contains(versions: str, version: Version) -> bool:
     return SpecifierSet(versions).contains(version, prereleases=True)
 
 
-def _known_bad(found: dict[str, tuple[str, Version]]) -> list[str]:
-    """A paragraph for each package that cannot work, with the first reason found."""
-    problems = {}
-    for bad in INCOMPATIBILITIES:
-        if bad.package not in found or bad.package in problems:
+def _find_incompatible(found: dict[str, tuple[str, Version]]) -> list[str]:
+    """Return a message for each package that is known to fail."""
+    messages: dict[str, str] = {}
+    for package, versions, supported, reason, with_package, with_versions in INCOMPATIBILITIES:
+        other = installed(with_package) if with_package else None  # forks have other requirements
+        if package not in found or (
+            with_package and (other is None or not _contains(with_versions, other))
+        ):
             continue
-        distribution, version = found[bad.package]
-        beside = installed(bad.with_package) if bad.with_package else None
-        if bad.with_package and (beside is None or not _contains(bad.with_versions, beside)):
-            continue
-        if _contains(bad.versions, version):
-            reason = bad.reason.format(beside=beside)
-            command = pip_command(bad.package, bad.supported)
-            if f'"{distribution}{bad.supported}"' not in command:  # another distribution's folder
+        distribution, version = found[package]
+        if _contains(versions, version):
+            command = pip_command(package, supported)
+            if f'"{distribution}{supported}"' not in command:  # both would share a folder
                 command = f"pip uninstall -y {distribution} && {command}"
-            problems[bad.package] = (
-                f"{distribution} {version} does not work ({reason}); "
-                f"{bad.package}{bad.supported} does:\n    {command}"
-            )
-    return list(problems.values())
+            message = f"{distribution} {version} is incompatible ({reason.format(version=other)})"
+            messages.setdefault(package, f"{message}; install {package}{supported}:\n    {command}")
+    return list(messages.values())
 
 
-def _untried(found: dict[str, tuple[str, Version]]) -> list[str]:
-    """A clause for each package of a version that was not tried, and for known small defects."""
+def _find_untested(found: dict[str, tuple[str, Version]]) -> list[str]:
+    """Return a note for each package of an untested version, and for known small defects."""
     notes = []
     for package, (distribution, version) in found.items():
         tested = Version(PACKAGES[package].tested)
@@ -160,28 +143,29 @@ def _untried(found: dict[str, tuple[str, Version]]) -> list[str]:
     if "mmpretrain" in found and numpy is not None and numpy >= Version("2.4"):
         notes.append(f"numpy {numpy} has no in1d, which mmpretrain's retrieval metrics call")
     if "mmengine" in found and find_spec("pkg_resources") is None:
-        command = pip_command("setuptools", "<81")
         notes.append(
             "there is no pkg_resources, which mmengine.hub and configs with `_base_ = 'mmdet::...'`"
-            f" import ({command})"
+            f" import ({pip_command('setuptools', '<81')})"
         )
     return notes
 
 
 def check_versions() -> None:
-    """Checks the installed versions of torch and the OpenMMLab packages.
+    """Check the installed versions; missing packages are ignored.
 
-    Packages that are not installed are passed over, and the same warning is given once a process.
+    Versions that nobody has tried are a warning, given once a process.
 
     Raises:
-        ImportError: If one of them is known not to work. The message names each of them with the
-            version found, the versions that work, and the command that installs them.
+        ImportError: If a version is known to fail. The message names each of them with the version
+            found, the supported ones, and the command that installs them.
     """
-    found = {package: at for package in PACKAGES if (at := _find(package)) is not None}
-    problems = _known_bad(found)
-    if problems:
-        raise ImportError("pat_mmdet cannot run with these versions:\n  " + "\n  ".join(problems))
-    notes = _untried(found)
+    found = find_packages()
+    incompatible = _find_incompatible(found)
+    if incompatible:
+        raise ImportError(
+            "pat_mmdet cannot run with these versions:\n  " + "\n  ".join(incompatible)
+        )
+    notes = _find_untested(found)
     message = "pat_mmdet, versions: " + "; ".join(notes)
     if notes and message not in _warned:
         _warned.add(message)

@@ -560,7 +560,7 @@ WRONG_SWIN = {
     ),
     "unknown": (named("foo.weight", "bar.weight"), ["is not a Swin", "foo.weight, bar.weight"]),
     "no tensors": ({"epoch": 3}, ["its tensors are none"]),
-    "foreign": (FOREIGN, ["is refused", "c['model']"]),
+    "foreign": (FOREIGN, ["is not a Swin", "its tensors are a.weight"]),
     "position": (
         lambda s: changed(s, absolute_pos_embed=torch.zeros(1)),
         ["1 unknown (backbone.absolute_pos_embed)"],
@@ -630,7 +630,7 @@ WRONG_DETECTOR = {
         named("backbone.bottom_up.patch_embed.proj.weight", "head.cls_score.weight"),
         ["is not a detectron2 Faster R-CNN"],
     ),
-    "foreign": (FOREIGN, ["is refused", "c['model']"]),
+    "foreign": (FOREIGN, ["is not a detectron2 Faster R-CNN", "its tensors are a.weight"]),
     "mask": (
         lambda s: changed(s, roi_heads__mask_head__deconv__weight=torch.zeros(1)),
         ["roi_heads.mask_head.deconv.weight", "--drop-mask-head"],

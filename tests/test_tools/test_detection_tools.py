@@ -132,7 +132,8 @@ def test_killed_training_continues_as_if_unbroken(
     config.write_text(
         f"_base_ = {str(pair)!r}\n"
         "custom_imports = dict(imports=['pat_mmdet', 'kill'])\n"
-        "custom_hooks = [*{{_base_.custom_hooks}}, dict(type='KillOnce')]\n"
+        "custom_hooks = [dict(type='EMAHook', momentum=0.1, update_buffers=True),\n"
+        "                dict(type='KillOnce')]\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     command = [

@@ -202,8 +202,8 @@ class _SeededBatchSampler:
             batch_sampler = DATA_SAMPLERS.build(
                 batch_sampler, default_args=dict(sampler=sampler, batch_size=batch_size)
             )
-        self.batch_sampler = batch_sampler
-        self.sampler = batch_sampler.sampler
+        self.batch_sampler: Any = batch_sampler
+        self.sampler = self.batch_sampler.sampler
         self.first_batch = first_batch
         self._seed = seed
 

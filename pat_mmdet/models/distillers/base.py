@@ -82,11 +82,11 @@ class BaseDistiller(BaseModel):
         compile: bool = False,
         data_preprocessor: dict | None = None,
     ) -> None:
-        teacher = teacher_model(teacher, teacher_checkpoint)
+        teacher_cfg = teacher_model(teacher, teacher_checkpoint)
         if data_preprocessor is not None:
-            student, teacher = (
+            student, teacher_cfg = (
                 {"data_preprocessor": deepcopy(data_preprocessor), **cfg}
-                for cfg in (student, teacher)
+                for cfg in (student, teacher_cfg)
             )
         method = task_settings(method, self.task)
         image = torch.zeros(1, 3, *_one_input_size(input_size, method.pop("input_size", None)))
@@ -97,20 +97,20 @@ class BaseDistiller(BaseModel):
         # With the random state restored, a student begins with the same weights as when it is
         # trained alone with the same seed.
         with torch.random.fork_rng(devices=[]):
-            teacher = _build_teacher(teacher, teacher_checkpoint)
+            teacher_network = _build_teacher(teacher_cfg, teacher_checkpoint)
             self.distill = build_method(method)
-            self.frozen_teacher = self._build_frozen_teacher(teacher, dtype)
+            self.frozen_teacher = self._build_frozen_teacher(teacher_network, dtype)
             self._build_layers(image)
             # Layers are replaced by class, before the cache replaces their forward methods.
             if fast_teacher:
-                use_fast_layers(teacher, self.distill)
+                use_fast_layers(teacher_network, self.distill)
             if Requires.PROMPTS in self.distill.requires:
                 self.frozen_teacher.cache_prefix(self.distill.first_prompted_stage, image)
             # After all hooks are registered: compiled code does not see later ones.
             if recompute_teacher:
-                recompute_blocks(teacher)
+                recompute_blocks(teacher_network)
             if compile:
-                compile_blocks(self.student, teacher)
+                compile_blocks(self.student, teacher_network)
 
     @property
     def teacher(self) -> nn.Module:
@@ -262,7 +262,7 @@ class BaseDistiller(BaseModel):
         """
         if destination is None:
             destination = OrderedDict()
-            destination._metadata = OrderedDict()
+            destination._metadata = OrderedDict()  # type: ignore[attr-defined]
         parts = (
             (prefix, self.student.state_dict(keep_vars=keep_vars)),
             (prefix + _METHOD, self.distill.state_dict(keep_vars=keep_vars)),
@@ -270,7 +270,8 @@ class BaseDistiller(BaseModel):
         for start, state in parts:
             destination.update({start + key: value for key, value in state.items()})
             for key, value in getattr(state, "_metadata", {}).items():
-                destination._metadata[(start + key).rstrip(".")] = value
+                metadata = destination._metadata  # type: ignore[attr-defined]
+                metadata[(start + key).rstrip(".")] = value
         return destination
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:

@@ -40,6 +40,7 @@ class ClassificationDistiller(BaseDistiller):
     """
 
     task = "classification"
+    frozen_teacher: ClassificationTeacher
 
     def __init__(
         self,
@@ -59,7 +60,8 @@ class ClassificationDistiller(BaseDistiller):
     ) -> ClassificationTeacher:
         requires = self.distill.requires
         embedding = Requires.EMBEDDING in requires
-        student_stages, teacher_stages = (), ()
+        student_stages: Sequence[Stage] = ()
+        teacher_stages: Sequence[Stage] = ()
         if requires & Requires.STUDENT_FEATURES:
             student_stages = _stages(self.student, self._stage_configs[0], "student")
         if requires & (Requires.TEACHER_FEATURES | Requires.PROMPTS):

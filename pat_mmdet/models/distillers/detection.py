@@ -45,6 +45,7 @@ class DetectionDistiller(BaseDistiller):
     """
 
     task = "detection"
+    frozen_teacher: DetectionTeacher
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class DetectionDistiller(BaseDistiller):
             inputs=score_reader.student_inputs if scores else None,
             outputs={"features": "neck" if self.student.with_neck else "backbone"},
         )
+        stages: Sequence[Stage]
         if Requires.PROMPTS not in requires:
             stages = ()
         elif self._stage_configs is None:
@@ -154,9 +156,9 @@ class DetectionDistiller(BaseDistiller):
                     f"model.feature_strides={tuple(strides)}: the {role}'s feature levels have "
                     f"the strides {found}; name some that both networks have"
                 )
-        return tuple(
-            [found.index(stride) for stride in strides]
-            for found in (student_strides, teacher_strides)
+        return (
+            [student_strides.index(stride) for stride in strides],
+            [teacher_strides.index(stride) for stride in strides],
         )
 
     def _student_outputs(self, activations: Activations, data_samples: list) -> NetworkOutputs:

@@ -156,7 +156,7 @@ class _PooledGatedConvs(_GatedConvs):
 
     padding = 0  # the kernel meets the 25 means once, tap by tap
 
-    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:  # type: ignore[override]
         """Compute the layers' output from the averages of a map.
 
         Args:
@@ -247,8 +247,8 @@ class AdaptiveFeedbackPrompt(nn.Module):
             Tensor: ``'spatial'``: the gap resized bilinearly, shape (B, Cf, H, W). ``'channel'``:
                 the shifted means of the resized gap, shape (B, Cf, 5, 5), whatever its size.
         """
-        gap, size = gap.detach(), tuple(size)
-        return shifted_means(gap, size) if self.prompt == "channel" else _resize(gap, size)
+        resize = shifted_means if self.prompt == "channel" else _resize
+        return resize(gap.detach(), (size[0], size[1]))
 
     def forward(self, x: Tensor, feedback: Tensor | None = None) -> Tensor:
         """Add the prompt.

@@ -127,8 +127,8 @@ class CRD(BaseMethod):
         if not self._started:
             self._set_constants(scores)
             self._started = True
-        constants = (self._memory.tensors[name] for name in _CONSTANTS)
-        loss = crd_loss(*scores, *constants, self.temperature, self.num_data)
+        z_student, z_teacher = (self._memory.tensors[name] for name in _CONSTANTS)
+        loss = crd_loss(*scores, z_student, z_teacher, self.temperature, self.num_data)
         if self.training:
             self._update(student.indices, student_rows, teacher_rows)
         return {"loss_crd": self.crd_weight * loss}

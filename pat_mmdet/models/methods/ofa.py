@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class OFA(BaseMethod):
         if branch not in _BRANCHES:
             raise ValueError(f"unknown branch {branch!r} of OFA; known: {', '.join(_BRANCHES)}")
         self.branch = branch
-        self.eps = eps
+        self.eps: Any = eps  # a list, once the number of branches is known
         self.temperature = temperature
         self.hidden_channels = hidden_channels
         self.ofa_weight = ofa_weight

@@ -161,15 +161,15 @@ class PAT(BaseMethod):
             gap = student_feature - outputs.features[level][:num_images].detach()
             return self.prompts[stage].encode_feedback(gap, sizes[stage])
 
-        def prompt(index: int, x: Tensor) -> Tensor:
-            stage = str(index)
-            if stage not in self.prompts:
+        def prompt(stage: int, x: Tensor) -> Tensor:
+            key = str(stage)
+            if key not in self.prompts:
                 return x
-            sizes[stage] = x.shape[-2:]
-            feedback = self._previous.get(stage)
+            sizes[key] = x.shape[-2:]
+            feedback = self._previous.get(key)
             if self.feedback == "current":
-                feedback = encode_gap(stage, teacher)
-            return self.prompts[stage](x, feedback)
+                feedback = encode_gap(key, teacher)
+            return self.prompts[key](x, feedback)
 
         prompted = frozen_teacher.forward_prompted(prompt, num_images)
         if self.feedback == "previous":

@@ -63,7 +63,8 @@ class Recorder:
         Yields:
             dict[str, list]: Activations by name, in the order of the calls.
         """
-        self._activations = activations = {}
+        activations: Activations = {}
+        self._activations = activations
         try:
             yield activations
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -175,9 +176,7 @@ def map_to_tokens(features: Tensor) -> Tensor:
     return features.flatten(2).transpose(1, 2)
 
 
-def _split_blocks_into_stages(
-    blocks: nn.Sequential, name: str, **settings: int | tuple
-) -> list[Stage]:
+def _split_blocks_into_stages(blocks: nn.Sequential, name: str, **settings: Any) -> list[Stage]:
     """Split equal blocks into four stages that end after 2, 4, 10 and 12 of 12 blocks."""
     depth = len(blocks)
     stops = [max(round(depth * share / 12), i + 1) for i, share in enumerate((2, 4, 10, 12))]
