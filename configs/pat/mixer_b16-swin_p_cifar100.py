@@ -13,7 +13,7 @@ model = dict(
     },
     teacher_checkpoint="work_dirs/pretrained/mixer_b16_224_cifar100.pth",
     method={
-        **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/pat.py").method,
+        **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/classification/pat.py").method,
         "input_size": (224, 224),
     },
 )

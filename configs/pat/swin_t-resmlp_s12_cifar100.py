@@ -13,7 +13,7 @@ model = dict(
     },
     teacher_checkpoint="work_dirs/pretrained/swin_tiny_patch4_window7_224_cifar100.pth",
     method={
-        **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/pat.py").method,
+        **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/classification/pat.py").method,
         "input_size": (224, 224),
     },
 )

@@ -10,7 +10,7 @@ model = dict(
     # The teacher has timm's weights.
     teacher_checkpoint=None,
     method={
-        **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/pat.py").method,
+        **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/classification/pat.py").method,
         "input_size": (224, 224),
     },
 )

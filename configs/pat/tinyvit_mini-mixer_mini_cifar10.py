@@ -9,7 +9,7 @@ model = dict(
     teacher=mmengine.Config.fromfile("{{ fileDirname }}/../teachers/tinyvit_mini_cifar10.py").model,
     teacher_checkpoint="work_dirs/tinyvit_mini_cifar10/epoch_20.pth",
     method={
-        **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/pat.py").method,
+        **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/classification/pat.py").method,
         "input_size": ({{_base_.image_size}}, {{_base_.image_size}}),
         # At 32 pixels the last maps have 2×2 positions and one.
         "raa_grid": 2,

@@ -74,6 +74,11 @@ def plain_config(cfg: Config) -> Config:
         for hook in plain.get("custom_hooks", [])
         if _package(_plain_class(hook["type"])) not in {"pat_mmdet", _package(method)}
     ]
+    plain["default_hooks"] = {
+        name: hook
+        for name, hook in plain.get("default_hooks", {}).items()
+        if hook is None or hook["type"] != "CheckConfigHook"
+    }
     imports = plain.pop("custom_imports", {}).get("imports", [])
     roots = {node["data_root"] for node in _nodes(plain) if node.get("data_root")}
     plain = _plain(plain, roots)
