@@ -190,7 +190,7 @@ def main() -> None:
 
     from pat_mmdet.utils import load_weights, read_checkpoint
 
-    with clear_errors():
+    with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options)
         init_default_scope(cfg.get("default_scope", "mmdet"))
         student = MODELS.build(student_model(cfg))

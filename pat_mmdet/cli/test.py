@@ -115,7 +115,7 @@ def main() -> None:
 
     from pat_mmdet.utils import load_weights
 
-    with clear_errors():
+    with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options)
         set_work_dir(cfg, args.work_dir)
         check_data(cfg, "test")

@@ -89,7 +89,7 @@ def main() -> None:
 
     from mmengine.runner import Runner
 
-    with clear_errors():
+    with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options, args.method, args.settings)
         apply_flags(cfg, args)
         check_data(cfg, "train", "val")

@@ -77,6 +77,9 @@ def load_config(
     for key in ("method_options", "published"):
         cfg.pop(key, None)
     expand_teacher(cfg)
+    if "input_size" in cfg.get("model", {}) and "model.method.input_size" in options:
+        # Where it stood in earlier versions.
+        options.setdefault("model.input_size", options.pop("model.method.input_size"))
     before = {key: cfg.get(key) for key in KEYS}
     every = {**method_options, **options}
     # Options of the method belong to the one that is put in place, all others to the config.
@@ -88,6 +91,7 @@ def load_config(
     if for_method and "method" in cfg.get("model", {}):
         _merge(cfg, for_method)
     check_keys(cfg)
+    _check_input_size(cfg)
     check_data_settings(cfg)
     return cfg
 
@@ -164,6 +168,21 @@ def _check_syntax(path: str) -> None:
         raise ConfigError(f"config {path!r}, line {error.lineno}: {error.msg}") from None
     for base in base_files(path):
         _check_syntax(base)
+
+
+def _check_input_size(cfg: Config) -> None:
+    """Check that the input size of a distiller is a pair of numbers.
+
+    Raises:
+        ConfigError: If it is anything else.
+    """
+    size = cfg.model.get("input_size") if is_distiller(cfg) else None
+    pair = isinstance(size, (list, tuple)) and len(size) == 2
+    if size is not None and not (pair and all(isinstance(side, int) and side > 0 for side in size)):
+        raise ConfigError(
+            f"model.input_size={size!r}; give the (height, width) of the training images, for "
+            "example (800, 1216) for COCO"
+        )
 
 
 def _merge(cfg: Config, options: Mapping[str, Any]) -> None:

@@ -79,6 +79,11 @@ _TOP_KEYS = {
     "vis_backends",
 }
 _USUAL_VARIABLES = {"test_pipeline", "train_pipeline", "val_pipeline"}
+_UNTYPED = {
+    "auto_scale_lr": {"base_batch_size", "enable"},
+    "env_cfg": {"cudnn_benchmark", "dist_cfg", "mp_cfg", "resource_limit"},
+    "randomness": set(inspect.signature(Runner.set_randomness).parameters) - {"self"},
+}
 # The registry of a dict by its key; elsewhere a type is looked up in all of them.
 _REGISTRY_OF_KEY = {
     "data_preprocessor": "model",
@@ -144,6 +149,9 @@ def check_keys(cfg: Mapping[str, Any]) -> None:
         if key.endswith("_dataloader") and isinstance(value, Mapping):
             unknown = [name for name in value if name not in _LOADER_KEYS]
             _refuse(key, "a data loader", unknown, _LOADER_KEYS)
+        if key in _UNTYPED and isinstance(value, Mapping):
+            unknown = [name for name in value if name not in _UNTYPED[key]]
+            _refuse(key, key, unknown, _UNTYPED[key])
         for path, node, inner_scope, registry in _typed(key, value, scope, _TOP_REGISTRIES.get(key)):
             _check_node(path, node, inner_scope, registry)
 
@@ -159,22 +167,24 @@ def _check_node(path: str, node: Mapping, scope: str, registry: str | None) -> N
         names = _GROUPS.get(registry, (registry,)) if registry else tuple(_REGISTRIES)
         found = [(item, find_type(item, name, scope)) for item in names]
         found = [(item, target) for item, target in found if target is not None]
-        near = [] if found else get_close_matches(name, _known_types(names, scope), 1, cutoff=0.85)
-        if near:
-            raise ConfigError(f"{path}.type={name!r} is not known; did you mean {near[0]!r}?")
+        near = None if found else _near_type(names, name, scope, cutoff=0.8 if registry else 0.9)
+        if near is not None:
+            raise ConfigError(f"{path}.type={name!r} is not known; did you mean {near!r}?")
     else:
         found = [("", name)] if callable(name) else []
     refused = []
     for item, target in found:
         accepted = accepted_keys(target)
         known = accepted.keys | _EVERYWHERE | _BUILDER_KEYS.get(item, set())
+        if "ema_type" in node:  # EMAHook hands the rest on to it
+            known |= accepted_keys(find_type("model", node["ema_type"], scope)).keys
         unknown = [key for key in node if key not in known]
-        if accepted.others == "ignored":
-            unknown = [key for key in unknown if get_close_matches(key, known, 1, cutoff=0.8)]
-        if accepted.others == "used" or not unknown:
+        if accepted.others != "refused":
+            unknown = [key for key in unknown if get_close_matches(key, known, 1, cutoff=0.85)]
+        if not unknown:
             refused = []
             break
-        refused.append((unknown, accepted.keys - {"self"}))
+        refused.append((unknown, known - _EVERYWHERE - _BUILDER_KEYS.get(item, set()) - {"self"}))
     if refused:
         _refuse(path, name if isinstance(name, str) else name.__name__, *refused[0])
     paramwise = node.get("paramwise_cfg")
@@ -223,16 +233,16 @@ def find_type(registry: str, name: Any, scope: str) -> Callable | None:
     return _scoped(registry, scope).get(name)
 
 
-@cache
-def _known_types(registries: tuple[str, ...], scope: str) -> frozenset[str]:
-    """Return all type names of registries in a scope and its parents."""
-    known: set[str] = set()
-    for name in registries:
-        registry: Registry | None = _scoped(name, scope)
+def _near_type(registries: Sequence[str], name: str, scope: str, cutoff: float) -> str | None:
+    """Return the name in registries, of a scope and its parents, that is nearest to a wrong one."""
+    known: dict[str, str] = {}
+    for key in registries:
+        registry: Registry | None = _scoped(key, scope)
         while registry is not None:
-            known |= registry.module_dict.keys()
+            known.update((item.lower(), item) for item in registry.module_dict)
             registry = registry.parent
-    return frozenset(known)
+    near = get_close_matches(name.lower(), known, 1, cutoff=cutoff)
+    return known[near[0]] if near else None
 
 
 @cache

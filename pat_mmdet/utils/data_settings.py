@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,32 +55,44 @@ class _Setting(NamedTuple):
         key (str): Its name.
         value (Any): Its value.
         source (str): Where it stands.
-        replaced (tuple): The values that it replaces; None stands for any.
+        before (tuple): What the config had before the command line; None stands for any value.
+        inherited (tuple): What the bases of the user's config have; None stands for any value.
         written (frozenset[tuple[str, str]]): Key and value (by ``repr``) of what the user's files
-            write themselves.
+            write themselves, which is not inherited then.
         options (Mapping): Values of the command line by dotted key.
     """
 
     key: str
     value: Any
     source: str
-    replaced: tuple
+    before: tuple
+    inherited: tuple
     written: frozenset[tuple[str, str]]
     options: Mapping[str, Any]
 
-    def state(self, path: str, value: Any, old: Iterable | None = None) -> str:
+    def state(self, path: str, value: Any, matches: Callable[[Any], bool] | None = None) -> str:
         """Return the state of a place, see :class:`Change`.
 
         Args:
             path (str): Dotted path of the place.
             value (Any): What it has.
-            old (Iterable, optional): What is replaced there, by default the replaced settings.
+            matches (Callable, optional): Tells whether that belongs to a replaced setting; by
+                default it does if it is equal.
         """
-        if not (value is None or None in self.replaced or value in (old or self.replaced)):
+
+        def among(replaced: tuple) -> bool:
+            if value is None and replaced:
+                return True
+            return any(
+                old is None or (value == old if matches is None else matches(old))
+                for old in replaced
+            )
+
+        before = among(self.before)
+        if not before and not among(self.inherited):
             return "other"
-        key = path.rpartition(".")[2]
-        by_hand = path in self.options or (key, repr(value)) in self.written
-        return "set" if by_hand else "replaced"
+        by_hand = not before and (path.rpartition(".")[2], repr(value)) in self.written
+        return "set" if by_hand or path in self.options else "replaced"
 
 
 def spread(cfg: Config, options: Mapping[str, Any], before: Mapping[str, Any]) -> None:
@@ -124,29 +136,31 @@ def pending(
 
 
 def _setting(
-    cfg: Config, key: str, options: Mapping[str, Any], before: Mapping[str, Any]
+    cfg: Config, key: str, options: Mapping[str, Any], before_options: Mapping[str, Any]
 ) -> _Setting | None:
     """Return a setting that replaces something: of the command line, or of a user's file."""
     value = cfg.get(key)
     if value is None:
         return None
-    file = overriding_file(cfg.filename, key) if _has_check(cfg) else None
-    sources, replaced, written = [], [], frozenset()
+    names = _names if key == "classes" else lambda folder: folder
+    checked = _has_check(cfg)
+    file = overriding_file(cfg.filename, key) if checked else None
+    before, inherited, written, sources = (), (), frozenset(), []
     if key in options:
         sources.append("on the command line")
-        replaced.append(before.get(key))
+        before = (names(before_options.get(key)) if checked else None,)
     if file is not None:
         sources.append(f"at the top of {file.path}")
-        replaced.append(file.replaced)
-        written = file.written
+        inherited, written = (names(file.replaced),), file.written
     if not sources:
         return None
-    known = tuple(old if old is None or key == "data_root" else _names(old) for old in replaced)
-    value = value if key == "data_root" else _names(value)
-    return _Setting(key, value, sources[0], known, written, options)
+    return _Setting(key, names(value), sources[0], before, inherited, written, options)
 
 
-def _names(classes: Any) -> tuple[str, ...]:
+def _names(classes: Any) -> tuple[str, ...] | None:
+    """Return classes as a tuple; a single name of the command line is a string."""
+    if classes is None:
+        return None
     return (classes,) if isinstance(classes, str) else tuple(classes)
 
 
@@ -245,8 +259,7 @@ def _folder_changes(cfg: Config, setting: _Setting) -> Iterator[Change]:
             old, path = node.get("ann_file"), f"{path}.ann_file"
             if not old:
                 continue
-            inside = None in setting.replaced or any(old.startswith(root) for root in setting.replaced)
-            if inside and setting.state(path, old, [old]) == "replaced":
+            if setting.state(path, old, matches=old.startswith) == "replaced":
                 new = join(folder, parts[0][1]["ann_file"])
                 yield Change(node, "ann_file", path, old, new, "replaced")
 
@@ -256,25 +269,24 @@ def _class_changes(cfg: Config, setting: _Setting) -> Iterator[Change]:
     for split in SPLITS:
         for path, node in data_sets(cfg, split):
             metainfo = node.get("metainfo") or {}
-            old = None if "classes" not in metainfo else _names(metainfo["classes"])
+            old = _names(metainfo.get("classes"))
             path = f"{path}.metainfo.classes"
             new = {**metainfo, "classes": setting.value}
             if old != setting.value:
                 yield Change(node, "metainfo", path, old, new, setting.state(path, old))
     number = len(setting.value)
-    counts = [len(old) for old in setting.replaced if old is not None]
     for part in ("model", "data_preprocessor"):
         for path, node in _walk(cfg.get(part) or {}, part):
             if "num_classes" in node and ".rpn_head" not in path:
                 path, old = f"{path}.num_classes", node["num_classes"]
-                state = setting.state(path, old, counts)
+                state = setting.state(path, old, matches=lambda names, count=old: len(names) == count)
                 yield Change(node, "num_classes", path, old, number, state)
     for split in SPLITS[1:]:
         for path, node in evaluators(cfg, split):
             path, old = f"{path}.topk", node.get("topk")
             if isinstance(old, (list, tuple)) and max(old) > number:
                 new = tuple(k for k in old if k <= number)
-                if setting.state(path, old, [old]) == "replaced":
+                if setting.state(path, old, matches=lambda names: True) == "replaced":
                     yield Change(node, "topk", path, old, new, "replaced")
 
 
@@ -310,13 +322,15 @@ def _check_classes(cfg: Config) -> None:
                 "all splits the same metainfo.classes"
             )
     if known:
-        _check_heads(cfg, known[0][0], known[0][2])
+        path, node, classes = known[0]
+        _check_heads(cfg, path, classes, written=bool(_written_classes(node)))
 
 
-def _check_heads(cfg: Config, source: str, classes: tuple[str, ...]) -> None:
+def _check_heads(cfg: Config, source: str, classes: tuple[str, ...], written: bool) -> None:
     """Compare the classes of the data with the heads, and with the k of top-k accuracies."""
     for path, node in heads(cfg):
-        if node["num_classes"] != len(classes):
+        # By default a data set may have fewer classes than a pretrained head.
+        if node["num_classes"] < len(classes) or (written and node["num_classes"] != len(classes)):
             raise ConfigError(
                 f"{path}.num_classes={node['num_classes']} but {source} has the {len(classes)} "
                 f"classes {_short(classes)}; set both to the same"
@@ -340,13 +354,17 @@ def _check_annotations(cfg: Config, split: str) -> None:
     ]
     if len(files) != 1:
         return
-    given = [(path, node["ann_file"]) for path, node in evaluators(cfg, split) if node.get("ann_file")]
+    given = [(path, node) for path, node in evaluators(cfg, split) if node.get("ann_file")]
     # A further evaluator may need another file, as for boxes beside panoptic segments.
-    if given and all(os.path.normpath(file) != os.path.normpath(files[0][1]) for _, file in given):
-        raise ConfigError(
-            f"{given[0][0]}.ann_file={given[0][1]!r} but {files[0][0]} reads {files[0][1]!r}, which "
-            "is its data_root and ann_file; set both to the same file"
-        )
+    if any(os.path.normpath(node["ann_file"]) == os.path.normpath(files[0][1]) for _, node in given):
+        return
+    scope = cfg.get("default_scope") or "mmengine"
+    for path, node in given:
+        if _extends(find_type("metric", node.get("type"), scope), "CocoMetric"):
+            raise ConfigError(
+                f"{path}.ann_file={node['ann_file']!r} but {files[0][0]} reads {files[0][1]!r}, "
+                "which is its data_root and ann_file; set both to the same file"
+            )
 
 
 def data_sets(cfg: Mapping, split: str) -> list[tuple[str, dict]]:
@@ -408,6 +426,11 @@ def _compares_scores(method: Mapping) -> bool:
     return "type" not in method or "logits" in method_class(method).needed(method)
 
 
+def _extends(target: Any, name: str) -> bool:
+    """Return True if a class, or one that it extends, has a name."""
+    return any(base.__name__ == name for base in getattr(target, "__mro__", ()))
+
+
 def _written_classes(node: Mapping) -> Any:
     return (node.get("metainfo") or {}).get("classes")
 
@@ -419,8 +442,7 @@ def _classes_of(node: Mapping, cfg: Mapping) -> tuple[str, ...] | None:
     video, where only some classes are tracked.
     """
     target = find_type("dataset", node.get("type"), cfg.get("default_scope") or "mmengine")
-    video = any(base.__name__ == "BaseVideoDataset" for base in getattr(target, "__mro__", ()))
-    default = {} if video else getattr(target, "METAINFO", {})
+    default = {} if _extends(target, "BaseVideoDataset") else getattr(target, "METAINFO", {})
     classes = _written_classes(node) or default.get("classes")
     if "thing_classes" in default or not isinstance(classes, (list, tuple)):
         return None
