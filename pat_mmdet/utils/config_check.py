@@ -184,7 +184,7 @@ def _check_node(path: str, node: Mapping, scope: str, registry: str | None) -> N
         if not unknown:
             refused = []
             break
-        refused.append((unknown, known - _EVERYWHERE - _BUILDER_KEYS.get(item, set()) - {"self"}))
+        refused.append((unknown, known, accepted.keys - {"self"}))
     if refused:
         _refuse(path, name if isinstance(name, str) else name.__name__, *refused[0])
     paramwise = node.get("paramwise_cfg")
@@ -193,15 +193,28 @@ def _check_node(path: str, node: Mapping, scope: str, registry: str | None) -> N
         _refuse(f"{path}.paramwise_cfg", "paramwise_cfg", unknown, _PARAMWISE_KEYS)
 
 
-def _refuse(path: str, owner: str, unknown: Sequence[str], known: Collection[str]) -> None:
+def _refuse(
+    path: str,
+    owner: str,
+    unknown: Sequence[str],
+    known: Collection[str],
+    listed: Collection[str] | None = None,
+) -> None:
     """Refuse unknown keys.
+
+    Args:
+        path (str): Dotted path of the dict.
+        owner (str): What gets the dict.
+        unknown (Sequence[str]): The keys.
+        known (Collection[str]): What is legal there.
+        listed (Collection[str], optional): What to name if nothing is near, by default all.
 
     Raises:
         ConfigError: If there is any; it names the first, and the nearest known one or else all.
     """
     for key in unknown:
         near = get_close_matches(str(key), known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}"
+        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(listed or known))}"
         raise ConfigError(f"{path}.{key}: {owner} has no argument {key!r}; {hint}")
 
 
