@@ -45,9 +45,9 @@ def load_config(
 
     Without options it is what ``Config.fromfile`` gives, but for :data:`BOOKKEEPING` and for a
     ``data_root`` or ``classes`` at the top of a user's config, see
-    :mod:`pat_mmdet.utils.data_settings`. A config may hold options for single methods, by dotted key:
-    ``method_options`` are what a method is used with on this pair, ``published`` what its published
-    run changed in the training.
+    :mod:`pat_mmdet.utils.data_settings`. A config may hold options for single methods, by dotted
+    key: ``method_options`` are what a method is used with on this pair, ``published`` what its
+    published run changed in the training.
 
     Args:
         path (str): Path of the config.
@@ -121,8 +121,8 @@ def check_config(cfg: Config) -> None:
     for key in KEYS:
         for change in pending(cfg, key):
             raise ConfigError(
-                f"{key}={cfg[key]!r} at the top of {cfg.filename} but {change.path}={change.old!r}: "
-                f"MMEngine does not put it there; {remedy}"
+                f"{key}={cfg[key]!r} at the top of {cfg.filename} but "
+                f"{change.path}={change.old!r}: MMEngine does not put it there; {remedy}"
             )
     options = _options_of_method(cfg, None)
     if options:
@@ -196,7 +196,9 @@ def _merge(cfg: Config, options: Mapping[str, Any]) -> None:
             cfg.merge_from_dict({key: value})
         except (KeyError, TypeError, IndexError) as error:
             reason = str(error).strip("'\"").splitlines()[0][:200]
-            raise ConfigError(f"--cfg-options {key}={value!r} does not fit the config: {reason}") from error
+            raise ConfigError(
+                f"--cfg-options {key}={value!r} does not fit the config: {reason}"
+            ) from error
 
 
 def _options_of_method(cfg: Config, method: str | None) -> dict[str, Any]:
@@ -230,8 +232,8 @@ def _refuse_changed(cfg: Config, published: Mapping[str, Any]) -> None:
         was, now = _at(origin, key), _at(cfg, key)
         if was is not None and now not in (was, value):
             raise ConfigError(
-                f"the published settings have {key}={value!r} but {cfg.filename} sets {now!r}; take "
-                "one of the two out"
+                f"the published settings have {key}={value!r} but {cfg.filename} sets {now!r}; "
+                "take one of the two out"
             )
 
 
@@ -323,8 +325,8 @@ def _dicts(node: Any) -> Iterator[dict]:
 def apply_method(cfg: Config, name: str) -> None:
     """Put a method in place of the config's own; ``none`` leaves the student alone.
 
-    Overlays are looked for in the ``_base_/methods`` folders beside and above the config, then in the
-    project's; in each, one for the task (``classification/pat.py``) goes before one for both.
+    Overlays are looked for in the ``_base_/methods`` folders beside and above the config, then in
+    the project's; in each, one for the task (``classification/pat.py``) goes before one for both.
 
     Args:
         cfg (Config): Config of a distiller, changed in place. Its ``input_size`` is kept, and all

@@ -2,7 +2,8 @@
 
 A misspelt key is found before anything is built, and named together with the key that was meant.
 What a class takes is read from the signature of its ``__init__``; where that hands its ``**kwargs``
-on to the parent, from the parent's as well. A class that does anything else with them takes all keys.
+on to the parent, from the parent's as well. Where a class does anything else with them, other keys
+are refused only if they are nearly one of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pat_mmdet.registry import METHODS
 from pat_mmdet.utils.errors import ConfigError
 
 # What mmengine and the data transforms take out of a dict before the class gets it, by registry.
-_BUILDER_KEYS = {
+BUILDER_KEYS = {
     "hook": {"priority"},
     "loop": {"by_epoch"},
     "optim_wrapper": {"constructor", "optimizer", "paramwise_cfg"},
@@ -152,7 +153,9 @@ def check_keys(cfg: Mapping[str, Any]) -> None:
         if key in _UNTYPED and isinstance(value, Mapping):
             unknown = [name for name in value if name not in _UNTYPED[key]]
             _refuse(key, key, unknown, _UNTYPED[key])
-        for path, node, inner_scope, registry in _typed(key, value, scope, _TOP_REGISTRIES.get(key)):
+        for path, node, inner_scope, registry in _typed(
+            key, value, scope, _TOP_REGISTRIES.get(key)
+        ):
             _check_node(path, node, inner_scope, registry)
 
 
@@ -175,7 +178,7 @@ def _check_node(path: str, node: Mapping, scope: str, registry: str | None) -> N
     refused = []
     for item, target in found:
         accepted = accepted_keys(target)
-        known = accepted.keys | _EVERYWHERE | _BUILDER_KEYS.get(item, set())
+        known = accepted.keys | _EVERYWHERE | BUILDER_KEYS.get(item, set())
         if "ema_type" in node:  # EMAHook hands the rest on to it
             known |= accepted_keys(find_type("model", node["ema_type"], scope)).keys
         unknown = [key for key in node if key not in known]
@@ -214,7 +217,11 @@ def _refuse(
     """
     for key in unknown:
         near = get_close_matches(str(key), known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(listed or known))}"
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"it takes {', '.join(sorted(listed or known))}"
+        )
         raise ConfigError(f"{path}.{key}: {owner} has no argument {key!r}; {hint}")
 
 
@@ -248,13 +255,15 @@ def find_type(registry: str, name: Any, scope: str) -> Callable | None:
 
 def _near_type(registries: Sequence[str], name: str, scope: str, cutoff: float) -> str | None:
     """Return the name in registries, of a scope and its parents, that is nearest to a wrong one."""
+    # A name whose registry is not known may be none at all, as `conv` in FPG's necks.
+    fold = str.lower if len(registries) < len(_REGISTRIES) else str
     known: dict[str, str] = {}
     for key in registries:
         registry: Registry | None = _scoped(key, scope)
         while registry is not None:
-            known.update((item.lower(), item) for item in registry.module_dict)
+            known.update((fold(item), item) for item in registry.module_dict)
             registry = registry.parent
-    near = get_close_matches(name.lower(), known, 1, cutoff=cutoff)
+    near = get_close_matches(fold(name), known, 1, cutoff=cutoff)
     return known[near[0]] if near else None
 
 
@@ -326,11 +335,13 @@ def _is_next(node: ast.expr, function: Callable) -> bool:
     """Return True for ``super()`` of the class that a function belongs to."""
     if not isinstance(node, ast.Call) or getattr(node.func, "id", None) != "super":
         return False
-    return not node.args or getattr(node.args[0], "id", None) == function.__qualname__.split(".")[-2]
+    return (
+        not node.args or getattr(node.args[0], "id", None) == function.__qualname__.split(".")[-2]
+    )
 
 
 def _kwargs_of(function: Callable, kwargs: str) -> _Kwargs | None:
-    """Return the keys that a function reads in its ``**kwargs``, and whether the parent gets the rest.
+    """Return what a function reads in its ``**kwargs``, and whether the parent gets the rest.
 
     None if it does anything else with them, or its source is not there.
     """

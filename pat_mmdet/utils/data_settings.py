@@ -2,8 +2,8 @@
 
 MMEngine knows no such settings: a config has the folder in each data set and in the evaluators, the
 classes in ``metainfo``, and their number in each head. What a user writes in these places is what
-runs. A ``data_root`` or ``classes`` on the command line, or at the top of a user's config, is put into
-the places that still have the value that it replaces, and into no other.
+runs. A ``data_root`` or ``classes`` on the command line, or at the top of a user's config, is put
+into the places that still have the value that it replaces, and into no other.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.fileio import isdir, list_dir_or_file
 
-from pat_mmdet.registry import method_class
-from pat_mmdet.utils.config_check import find_type
+from pat_mmdet.registry import build_method
+from pat_mmdet.structures import Requires
+from pat_mmdet.utils.config_check import BUILDER_KEYS, find_type
 from pat_mmdet.utils.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
@@ -179,8 +180,8 @@ class Override(NamedTuple):
     Attributes:
         path (str): The file.
         replaced (Any): The value in its bases, None if they have none.
-        written (frozenset[tuple[str, str]]): Key and value of what it and the files on the way to it
-            write themselves.
+        written (frozenset[tuple[str, str]]): Key and value of what it and the files on the way to
+            it write themselves.
     """
 
     path: str
@@ -232,7 +233,9 @@ def _written(tree: ast.Module) -> frozenset[tuple[str, str]]:
     pairs = [(node.arg, node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
-            pairs += [(getattr(key, "value", None), value) for key, value in zip(node.keys, node.values)]
+            pairs += [
+                (getattr(key, "value", None), value) for key, value in zip(node.keys, node.values)
+            ]
     found = set()
     for key, value in pairs:
         try:
@@ -279,7 +282,9 @@ def _class_changes(cfg: Config, setting: _Setting) -> Iterator[Change]:
         for path, node in _walk(cfg.get(part) or {}, part):
             if "num_classes" in node and ".rpn_head" not in path:
                 path, old = f"{path}.num_classes", node["num_classes"]
-                state = setting.state(path, old, matches=lambda names, count=old: len(names) == count)
+                state = setting.state(
+                    path, old, matches=lambda names, count=old: len(names) == count
+                )
                 yield Change(node, "num_classes", path, old, number, state)
     for split in SPLITS[1:]:
         for path, node in evaluators(cfg, split):
@@ -318,8 +323,8 @@ def _check_classes(cfg: Config) -> None:
         )
         if comparable and classes != expected:
             raise ConfigError(
-                f"{first} has the classes {_short(expected)} and {path} has {_short(classes)}; give "
-                "all splits the same metainfo.classes"
+                f"{first} has the classes {_short(expected)} and {path} has {_short(classes)}; "
+                "give all splits the same metainfo.classes"
             )
     if known:
         path, node, classes = known[0]
@@ -356,7 +361,9 @@ def _check_annotations(cfg: Config, split: str) -> None:
         return
     given = [(path, node) for path, node in evaluators(cfg, split) if node.get("ann_file")]
     # A further evaluator may need another file, as for boxes beside panoptic segments.
-    if any(os.path.normpath(node["ann_file"]) == os.path.normpath(files[0][1]) for _, node in given):
+    if any(
+        os.path.normpath(node["ann_file"]) == os.path.normpath(files[0][1]) for _, node in given
+    ):
         return
     scope = cfg.get("default_scope") or "mmengine"
     for path, node in given:
@@ -406,9 +413,9 @@ def heads(cfg: Mapping) -> list[tuple[str, dict]]:
     """
     model = cfg.get("model") or {}
     networks = [("model", model)]
-    if "student" in model and "teacher" in model:
+    if "student" in model and "teacher" in model and "method" in model:
         networks = [("model.student", model["student"])]
-        if _compares_scores(model.get("method") or {}):
+        if _compares_scores(model["method"]):
             networks.append(("model.teacher", model["teacher"]))
     found = []
     for start, network in networks:
@@ -423,7 +430,10 @@ def heads(cfg: Mapping) -> list[tuple[str, dict]]:
 
 
 def _compares_scores(method: Mapping) -> bool:
-    return "type" not in method or "logits" in method_class(method).needed(method)
+    """Return True if a method compares the logits of student and teacher."""
+    own = {key: value for key, value in method.items() if key not in BUILDER_KEYS["method"]}
+    of_tasks = {**method.get("detection", {}), **method.get("classification", {})}
+    return bool(build_method({**of_tasks, **own}).requires & Requires.STUDENT_LOGITS)
 
 
 def _extends(target: Any, name: str) -> bool:
@@ -474,8 +484,8 @@ def check_data(cfg: Config, *splits: str) -> None:
 def check_class_folders(cfg: Config, *splits: str) -> None:
     """Check the classes of mmpretrain's ``CustomDataset`` against the folders of its images.
 
-    It numbers labels by the folders' alphabetical order and takes the names from ``classes``, whatever
-    their order. Names that have nothing in common with the folders' are display names and stay.
+    It numbers labels by the folders' alphabetical order and takes the names from ``classes``,
+    whatever their order. Names that have nothing in common with the folders' are display names and stay.
 
     Args:
         cfg (Config): The config to run.
@@ -491,7 +501,12 @@ def check_class_folders(cfg: Config, *splits: str) -> None:
             prefix = prefix.get("img_path", "") if isinstance(prefix, Mapping) else prefix
             folder = join(node.get("data_root"), prefix)
             plain = node.get("type") in ("CustomDataset", "mmpretrain.CustomDataset")
-            if not plain or node.get("ann_file") or not node.get("with_label", True) or not isdir(folder):
+            if (
+                not plain
+                or node.get("ann_file")
+                or not node.get("with_label", True)
+                or not isdir(folder)
+            ):
                 continue
             found = sorted(list_dir_or_file(folder, list_file=False))
             classes = list(_classes_of(node, cfg) or found)

@@ -24,8 +24,8 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
 
     An error that this project raised on purpose is shown as it is. Registries wrap what goes wrong
     while they build; the first error says what it was. What others raise before the first step is
-    due to a value of the config as a rule: its first line is shown, and how to see the rest. From the
-    first step on, such errors keep their traceback.
+    due to a value of the config as a rule: its first line is shown, and how to see the rest. From
+    the first step on, such errors keep their traceback.
 
     Args:
         show_traceback (bool): Whether every error keeps its traceback, as ``--traceback`` asks.

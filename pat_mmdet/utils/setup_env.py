@@ -34,8 +34,8 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
     """
     if launcher != "none" and _LAUNCHED[launcher] not in os.environ:
         raise ConfigError(
-            f"--launcher {launcher} is for processes that a launcher starts, and {_LAUNCHED[launcher]} "
-            "is not set; use tools/dist_train.sh, dist_test.sh or slurm_train.sh, or leave it out"
+            f"--launcher {launcher} is for processes that a launcher starts, and "
+            f"{_LAUNCHED[launcher]} is not set; use tools/dist_train.sh or slurm_train.sh"
         )
     cfg.launcher = launcher
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)

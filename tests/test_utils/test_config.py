@@ -93,7 +93,9 @@ def test_input_size_by_its_old_name():
 def test_teacher_as_path_or_path_with_changes(tmp_path):
     teacher = "teachers/faster-rcnn_swin-p_fpn_digits.py"
     whole = load_config(str(ROOT / "configs" / teacher)).model
-    assert load_config(write(tmp_path, f"model = dict(teacher={teacher!r})\n")).model.teacher == whole
+    assert (
+        load_config(write(tmp_path, f"model = dict(teacher={teacher!r})\n")).model.teacher == whole
+    )
     cfg = load_config(write(tmp_path, "model = dict(teacher=dict(neck=dict(num_outs=6)))\n"))
     assert cfg.model.teacher.neck == {**whole.neck, "num_outs": 6}
     assert pair(**{"model.teacher.neck.num_outs": 6}).model.teacher == cfg.model.teacher
@@ -114,7 +116,9 @@ def test_published_settings_replace_no_value_of_the_user(tmp_path):
     base = "configs/pat/swin_t-mbv2_coco.py"
     path = write(tmp_path, "train_cfg = dict(max_iters=1000)\n", base)
     assert load_config(path).train_cfg.max_iters == 1000
-    with pytest.raises(ConfigError, match=r"have train_cfg.max_iters=270000 but .*mine.py sets 1000"):
+    with pytest.raises(
+        ConfigError, match=r"have train_cfg.max_iters=270000 but .*mine.py sets 1000"
+    ):
         load_config(path, settings="published")
     path = write(tmp_path, "optim_wrapper = dict(optimizer=dict(lr=0.1))\n", base)
     assert load_config(path, settings="published").train_cfg.max_iters == 270000
@@ -250,5 +254,5 @@ def test_errors_of_the_tools_are_ours(monkeypatch, tmp_path):
         auto_scale_lr=True,
         resume=None,
     )
-    with pytest.raises(ValueError, match="config 'c.py' does not say what batch"):
+    with pytest.raises(ValueError, match=r"config 'c\.py' does not say what batch"):
         train["apply_flags"](cfg, args)

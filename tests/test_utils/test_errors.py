@@ -49,7 +49,10 @@ def test_our_errors_end_in_one_line_also_from_a_registry():
 def test_our_error_about_anothers_error_is_shown(tmp_path):
     path = tmp_path / "cut.pth"
     path.write_bytes(b"")
-    cfg = load_config(str(ROOT / PAIR), {"model.teacher_checkpoint": str(path), "model.method.input_size": (64, 64)})
+    cfg = load_config(
+        str(ROOT / PAIR),
+        {"model.teacher_checkpoint": str(path), "model.method.input_size": (64, 64)},
+    )
 
     def build():
         init_default_scope("mmdet")

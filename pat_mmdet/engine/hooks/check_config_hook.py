@@ -11,8 +11,8 @@ from pat_mmdet.utils.config import check_config
 class CheckConfigHook(Hook):
     """Refuse a config that plain MMEngine would run otherwise than the tools of this project.
 
-    The tools carry one ``data_root`` and one ``classes`` to every place; a plain Runner does not. With
-    this hook it says so, in place of training on the data of a base config.
+    The tools put one ``data_root`` and one ``classes`` into every place; a plain Runner does not.
+    With this hook it says so, instead of training on the data of a base config.
     """
 
     priority = "VERY_HIGH"
