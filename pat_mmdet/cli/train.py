@@ -6,7 +6,6 @@ from mmengine.config import Config
 
 from pat_mmdet.cli.arguments import add_cfg_options, add_launcher, add_method, set_local_rank
 from pat_mmdet.utils import (
-    check_data,
     is_distiller,
     load_config,
     prepare_environment,
@@ -88,6 +87,8 @@ def main() -> None:
     args = parse_args()
 
     from mmengine.runner import Runner
+
+    from pat_mmdet.utils import check_data
 
     with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options, args.method, args.settings)

@@ -11,19 +11,10 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from pat_mmdet.utils.config_check import check_keys
-from pat_mmdet.utils.data_settings import (
-    KEYS,
-    SPLITS,
-    base_files,
-    check_class_folders,
-    check_data_settings,
-    overriding_file,
-    pending,
-    spread,
-)
+from pat_mmdet.utils.cached_config import CachedConfig
+from pat_mmdet.utils.config_files import base_files, overriding_file
 from pat_mmdet.utils.errors import ConfigError
-from pat_mmdet.utils.paths import CONFIGS
+from pat_mmdet.utils.paths import CONFIGS, find_config
 
 SETTINGS = {
     "equal": "the same iterations, learning rate and EMA for all methods, those of the config",
@@ -50,7 +41,7 @@ def load_config(
     published run changed in the training.
 
     Args:
-        path (str): Path of the config.
+        path (str): Path of the config, see :func:`find_config`.
         options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
         method (str, optional): Name of a method overlay, see :func:`apply_method`.
         settings (str, optional): ``'equal'``, training all methods alike, or ``'published'``; by
@@ -64,7 +55,11 @@ def load_config(
         ConfigError: If the config cannot be read, contradicts itself, or has a key, method or
             setting that is not known.
     """
-    cfg = _read(path)
+    # Not above, as `--help` does not wait for torch.
+    from pat_mmdet.utils.config_check import check_keys
+    from pat_mmdet.utils.data_settings import KEYS, check_data_settings, spread
+
+    cfg = CachedConfig.from_config(_read(find_config(path)))
     options = dict(options or {})
     if options.get("settings", settings) != (settings or options.get("settings")):
         raise ConfigError(
@@ -112,6 +107,15 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: If the tools would have changed it or refused it.
     """
+    from pat_mmdet.utils.config_check import check_keys
+    from pat_mmdet.utils.data_settings import (
+        KEYS,
+        SPLITS,
+        check_class_folders,
+        check_data_settings,
+        pending,
+    )
+
     remedy = (
         "run it by the tools of pat_mmdet, write the values in their places, or make a plain "
         "config of it: tools/misc/print_config.py CONFIG --save-path plain.py"
@@ -132,17 +136,12 @@ def check_config(cfg: Config) -> None:
     check_class_folders(cfg, *SPLITS)
 
 
-def _read(path: str) -> Config:
+def _read(path: Path) -> Config:
     """Read a config file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ConfigError: If it or a base of it has an error.
+        ConfigError: If it or a base of it has an error, or is missing.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"config {path!r} does not exist; the project's configs are under configs/"
-        )
     try:
         return Config.fromfile(path)
     except SyntaxError:
@@ -152,22 +151,22 @@ def _read(path: str) -> Config:
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         raise ConfigError(
-            f"config {path!r} cannot be read: {type(error).__name__}: {lines[0][:300]}"
+            f"config {str(path)!r} cannot be read: {type(error).__name__}: {lines[0][:300]}"
         ) from error
 
 
-def _check_syntax(path: str) -> None:
+def _check_syntax(path: Path) -> None:
     """Check the syntax of a config and of its bases.
 
     Raises:
         ConfigError: If there is an error; it names the file and the line.
     """
     try:
-        ast.parse(Path(path).read_text(encoding="utf-8"))
+        ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
-        raise ConfigError(f"config {path!r}, line {error.lineno}: {error.msg}") from None
-    for base in base_files(path):
-        _check_syntax(base)
+        raise ConfigError(f"config {str(path)!r}, line {error.lineno}: {error.msg}") from None
+    for base in base_files(str(path)):
+        _check_syntax(Path(base))
 
 
 def _check_input_size(cfg: Config) -> None:
@@ -306,7 +305,7 @@ def _model_of(config: str) -> ConfigDict:
             f"model.teacher={config!r}: there is no such config file, neither in "
             f"{os.getcwd()!r} nor in the shipped {str(CONFIGS)!r}; check the path"
         )
-    model = _read(str(path)).get("model")
+    model = _read(path).get("model")
     if model is None:
         raise ConfigError(f"model.teacher: the config {str(path)!r} has no model")
     return model

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import os
 
-import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
 from pat_mmdet.utils.errors import ConfigError
 
 # What a launcher leaves in the environment of each of its processes.
@@ -32,6 +30,11 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
         ConfigError: If the process was not started by the launcher, or the launcher needs a GPU and
             there is none.
     """
+    # Not above, as `--help` does not wait for torch.
+    import torch
+
+    from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
+
     if launcher != "none" and _LAUNCHED[launcher] not in os.environ:
         raise ConfigError(
             f"--launcher {launcher} is for processes that a launcher starts, and "
