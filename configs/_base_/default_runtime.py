@@ -9,6 +9,8 @@ default_hooks = dict(
     checkpoint=dict(type="SafeCheckpointHook", by_epoch=False, interval=5000, max_keep_ckpts=2),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="TolerantVisualizationHook"),
+    # Refuses a config which our tools would run otherwise than MMEngine's Runner alone.
+    config_check=dict(type="CheckConfigHook"),
 )
 
 env_cfg = dict(

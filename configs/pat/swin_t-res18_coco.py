@@ -1,22 +1,16 @@
 _base_ = "../students/faster-rcnn_r18_fpn_180k_coco.py"
 
-import mmengine
-
 model = dict(
     _delete_=True,
     type="DetectionDistiller",
     student={{_base_.model}},
-    teacher=mmengine.Config.fromfile(
-        "{{ fileDirname }}/../teachers/faster-rcnn_swin-t_fpn_3x_coco.py"
-    ).model,
+    teacher=dict(config="teachers/faster-rcnn_swin-t_fpn_3x_coco.py"),
     # Mask R-CNN of the MMDetection zoo, 46.0 box AP on val2017 (published); its mask head is unused.
     teacher_checkpoint="https://download.openmmlab.com/mmdetection/v2.0/swin/"
     "mask_rcnn_swin-t-p4-w7_fpn_fp16_ms-crop-3x_coco/"
     "mask_rcnn_swin-t-p4-w7_fpn_fp16_ms-crop-3x_coco_20210908_165006-90a4008c.pth",
-    method={
-        **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/pat.py").method,
-        "input_size": (800, 1216),
-    },
+    method=dict(type="PAT"),
+    input_size=(800, 1216),
 )
 
 # What published runs changed (`--settings published`); OFA's final term was off in them.

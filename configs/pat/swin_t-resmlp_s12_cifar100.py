@@ -1,19 +1,11 @@
 _base_ = "../students/resmlp_s12_cifar100.py"
 
-import mmengine
-
 model = dict(
     _delete_=True,
     type="ClassificationDistiller",
     student={{_base_.model}},
-    # The checkpoint has all its weights.
-    teacher={
-        **mmengine.Config.fromfile("{{ fileDirname }}/../teachers/swin_t_cifar100.py").model,
-        "pretrained": False,
-    },
+    teacher=dict(config="teachers/swin_t_cifar100.py"),
     teacher_checkpoint="work_dirs/pretrained/swin_tiny_patch4_window7_224_cifar100.pth",
-    method={
-        **mmengine.Config.fromfile("{{ fileDirname }}/../_base_/methods/pat.py").method,
-        "input_size": (224, 224),
-    },
+    method=dict(type="PAT", raa_grid=4, raa_dim=512),
+    input_size=(224, 224),
 )

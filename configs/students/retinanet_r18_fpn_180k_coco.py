@@ -5,12 +5,18 @@ _base_ = [
     "../_base_/default_runtime.py",
 ]
 
-import mmengine
-
 model = dict(
-    backbone=mmengine.Config.fromfile(
-        "{{ fileDirname }}/faster-rcnn_r18_fpn_180k_coco.py"
-    ).model.backbone,
+    backbone=dict(
+        type="ResNet",
+        depth=18,
+        num_stages=4,
+        out_indices=(0, 1, 2, 3),
+        frozen_stages=1,
+        norm_cfg=dict(type="BN", requires_grad=False),
+        norm_eval=True,
+        style="pytorch",
+        init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet18"),
+    ),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
 

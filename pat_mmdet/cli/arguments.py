@@ -9,13 +9,16 @@ from pat_mmdet.utils.config import SETTINGS
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--cfg-options``."""
+    """Add ``--cfg-options``, and ``--traceback`` for what its values lead to."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action=DictAction,
         help="override settings of the config, as key=value; nested keys with dots, "
         'lists as key="[a,b]" without blanks',
+    )
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where an error comes from, not one line"
     )
 
 

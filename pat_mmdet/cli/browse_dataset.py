@@ -124,7 +124,7 @@ def browse(cfg: Config, mode: str, number: int, output_dir: Path) -> int:
 def main() -> None:
     """Draw the images and say where they are."""
     args = parse_args()
-    with clear_errors():
+    with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options)
         if cfg.get(f"{args.mode}_dataloader") is None:
             raise ValueError(f"config {args.config!r} has no {args.mode}_dataloader")

@@ -74,6 +74,11 @@ def plain_config(cfg: Config) -> Config:
         for hook in plain.get("custom_hooks", [])
         if _package(_plain_class(hook["type"])) not in {"pat_mmdet", _package(method)}
     ]
+    plain["default_hooks"] = {
+        name: hook
+        for name, hook in plain.get("default_hooks", {}).items()
+        if hook is None or hook["type"] != "CheckConfigHook"
+    }
     imports = plain.pop("custom_imports", {}).get("imports", [])
     roots = {node["data_root"] for node in _nodes(plain) if node.get("data_root")}
     plain = _plain(plain, roots)
@@ -185,7 +190,7 @@ def main() -> None:
 
     from pat_mmdet.utils import load_weights, read_checkpoint
 
-    with clear_errors():
+    with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options)
         init_default_scope(cfg.get("default_scope", "mmdet"))
         student = MODELS.build(student_model(cfg))

@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Print the merged config and save it where asked to."""
     args = parse_args()
-    with clear_errors():
+    with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options, args.method, args.settings)
     print(f"Config:\n{cfg.pretty_text}")
 

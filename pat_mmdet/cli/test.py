@@ -10,7 +10,6 @@ from mmengine.registry import METRICS
 
 from pat_mmdet.cli.arguments import add_cfg_options, add_launcher, set_local_rank
 from pat_mmdet.utils import (
-    check_data,
     is_distiller,
     load_config,
     prepare_environment,
@@ -113,9 +112,9 @@ def main() -> None:
     from mmengine.model import is_model_wrapper
     from mmengine.runner import Runner
 
-    from pat_mmdet.utils import load_weights
+    from pat_mmdet.utils import check_data, load_weights
 
-    with clear_errors():
+    with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options)
         set_work_dir(cfg, args.work_dir)
         check_data(cfg, "test")

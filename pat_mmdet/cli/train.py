@@ -6,7 +6,6 @@ from mmengine.config import Config
 
 from pat_mmdet.cli.arguments import add_cfg_options, add_launcher, add_method, set_local_rank
 from pat_mmdet.utils import (
-    check_data,
     is_distiller,
     load_config,
     prepare_environment,
@@ -89,7 +88,9 @@ def main() -> None:
 
     from mmengine.runner import Runner
 
-    with clear_errors():
+    from pat_mmdet.utils import check_data
+
+    with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options, args.method, args.settings)
         apply_flags(cfg, args)
         check_data(cfg, "train", "val")

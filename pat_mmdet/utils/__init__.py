@@ -11,16 +11,16 @@ _MODULES = {
     "checkpoint": ("load_weights", "read_checkpoint"),
     "config": (
         "apply_method",
-        "check_data",
         "is_distiller",
         "load_config",
-        "prepare_environment",
         "set_work_dir",
         "student_model",
         "teacher_model",
     ),
+    "data_settings": ("check_data",),
     "io": ("write_atomic",),
     "runs": ("RunDir", "read_record", "write_record"),
+    "setup_env": ("prepare_environment",),
 }
 
 __all__ = [name for names in _MODULES.values() for name in names]

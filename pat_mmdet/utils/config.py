@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
+import ast
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.fileio import isdir
-from mmengine.logging import print_log
 
 from pat_mmdet.utils.cached_config import CachedConfig
+from pat_mmdet.utils.config_files import base_files, overriding_file
+from pat_mmdet.utils.errors import ConfigError
 from pat_mmdet.utils.paths import CONFIGS, find_config
 
 SETTINGS = {
@@ -20,6 +21,9 @@ SETTINGS = {
     "published": "each method with the settings that its authors' run had, as the config's "
     "`published` says",
 }
+TASKS = ("detection", "classification")
+# What load_config takes out of a config, or adds to it; all else is as in Config.fromfile.
+BOOKKEEPING = ("method_options", "published", "settings")
 
 
 def load_config(
@@ -28,10 +32,13 @@ def load_config(
     method: str | None = None,
     settings: str | None = None,
 ) -> Config:
-    """Reads a config, puts a method in place, and applies options of the command line.
+    """Read a config, put a method in place, apply options of the command line, and check it.
 
-    A config may hold options for single methods, by dotted key: ``method_options`` are what a
-    method is used with on this pair, ``published`` what its published run changed in the training.
+    Without options it is what ``Config.fromfile`` gives, but for :data:`BOOKKEEPING` and for a
+    ``data_root`` or ``classes`` at the top of a user's config, see
+    :mod:`pat_mmdet.utils.data_settings`. A config may hold options for single methods, by dotted
+    key: ``method_options`` are what a method is used with on this pair, ``published`` what its
+    published run changed in the training.
 
     Args:
         path (str): Path of the config, see :func:`find_config`.
@@ -41,42 +48,206 @@ def load_config(
             default those of the config, or equal ones.
 
     Returns:
-        Config: The config, with ``data_root`` and ``classes`` carried to every place.
+        Config: The config.
 
     Raises:
         FileNotFoundError: If there is no such config.
-        ValueError: If the method or the settings are unknown.
+        ConfigError: If the config cannot be read, contradicts itself, or has a key, method or
+            setting that is not known.
     """
-    cfg = CachedConfig.from_config(Config.fromfile(find_config(path)))
-    cfg.settings = settings or cfg.get("settings", "equal")
+    # Not above, as `--help` does not wait for torch.
+    from pat_mmdet.utils.config_check import check_keys
+    from pat_mmdet.utils.data_settings import KEYS, check_data_settings, spread
+
+    cfg = CachedConfig.from_config(_read(find_config(path)))
+    options = dict(options or {})
+    if options.get("settings", settings) != (settings or options.get("settings")):
+        raise ConfigError(
+            f"--settings {settings} and settings={options['settings']!r} in --cfg-options differ"
+        )
+    cfg.settings = settings or options.pop("settings", None) or cfg.get("settings", "equal")
     if cfg.settings not in SETTINGS:
-        raise ValueError(f"unknown settings {cfg.settings!r}; known: {', '.join(SETTINGS)}")
-    options = {**_options_of_method(cfg, method), **(options or {})}
+        raise ConfigError(f"unknown settings {cfg.settings!r}; known: {', '.join(SETTINGS)}")
+    method_options = _options_of_method(cfg, method)
+    for key in ("method_options", "published"):
+        cfg.pop(key, None)
+    expand_teacher(cfg)
+    if "input_size" in cfg.get("model", {}) and "model.method.input_size" in options:
+        # Where it stood in earlier versions.
+        options.setdefault("model.input_size", options.pop("model.method.input_size"))
+    before = {key: cfg.get(key) for key in KEYS}
+    every = {**method_options, **options}
     # Options of the method belong to the one that is put in place, all others to the config.
-    for_method = {key: options[key] for key in options if key.startswith("model.method.")}
-    cfg.merge_from_dict({key: options[key] for key in options if key not in for_method})
+    for_method = {key: every[key] for key in every if key.startswith("model.method.")}
+    _merge(cfg, {key: every[key] for key in every if key not in for_method})
+    spread(cfg, options, before)
     if method is not None:
         apply_method(cfg, method)
-    if for_method and "method" in cfg.model:
-        cfg.merge_from_dict(for_method)
-    _bind_data(cfg)
+    if for_method and "method" in cfg.get("model", {}):
+        _merge(cfg, for_method)
+    check_keys(cfg)
+    _check_input_size(cfg)
+    check_data_settings(cfg)
     return cfg
 
 
-def _options_of_method(cfg: Config, method: str | None) -> dict:
-    """Takes out of a config the options that it holds for single methods, and gives one's."""
-    by_method = cfg.pop("method_options", {})
-    published = cfg.pop("published", {})
+def expand_teacher(cfg: Config) -> None:
+    """Put the model config of a teacher in place of its path, as the distiller does."""
+    if is_distiller(cfg):
+        # Pretrained weights are the distiller's business: the checkpoint may still change.
+        cfg.model.teacher = teacher_model(cfg.model.teacher, checkpoint=None)
+
+
+def check_config(cfg: Config) -> None:
+    """Check that plain MMEngine runs a config to the same effect as the tools do.
+
+    Args:
+        cfg (Config): A config as the Runner has it.
+
+    Raises:
+        ConfigError: If the tools would have changed it or refused it.
+    """
+    from pat_mmdet.utils.config_check import check_keys
+    from pat_mmdet.utils.data_settings import (
+        KEYS,
+        SPLITS,
+        check_class_folders,
+        check_data_settings,
+        pending,
+    )
+
+    remedy = (
+        "run it by the tools of pat_mmdet, write the values in their places, or make a plain "
+        "config of it: tools/misc/print_config.py CONFIG --save-path plain.py"
+    )
+    cfg = deepcopy(cfg)
+    expand_teacher(cfg)
+    for key in KEYS:
+        for change in pending(cfg, key):
+            raise ConfigError(
+                f"{key}={cfg[key]!r} at the top of {cfg.filename} but "
+                f"{change.path}={change.old!r}: MMEngine does not put it there; {remedy}"
+            )
+    options = _options_of_method(cfg, None)
+    if options:
+        raise ConfigError(f"MMEngine does not apply the method's options {options}; {remedy}")
+    check_keys(cfg)
+    check_data_settings(cfg)
+    check_class_folders(cfg, *SPLITS)
+
+
+def _read(path: Path) -> Config:
+    """Read a config file.
+
+    Raises:
+        ConfigError: If it or a base of it has an error, or is missing.
+    """
+    try:
+        return Config.fromfile(path)
+    except SyntaxError:
+        # MMEngine names a temporary file in place of the one with the error.
+        _check_syntax(path)
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ConfigError(
+            f"config {str(path)!r} cannot be read: {type(error).__name__}: {lines[0][:300]}"
+        ) from error
+
+
+def _check_syntax(path: Path) -> None:
+    """Check the syntax of a config and of its bases.
+
+    Raises:
+        ConfigError: If there is an error; it names the file and the line.
+    """
+    try:
+        ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise ConfigError(f"config {str(path)!r}, line {error.lineno}: {error.msg}") from None
+    for base in base_files(str(path)):
+        _check_syntax(Path(base))
+
+
+def _check_input_size(cfg: Config) -> None:
+    """Check that the input size of a distiller is a pair of numbers.
+
+    Raises:
+        ConfigError: If it is anything else.
+    """
+    size = cfg.model.get("input_size") if is_distiller(cfg) else None
+    pair = isinstance(size, (list, tuple)) and len(size) == 2
+    if size is not None and not (pair and all(isinstance(side, int) and side > 0 for side in size)):
+        raise ConfigError(
+            f"model.input_size={size!r}; give the (height, width) of the training images, for "
+            "example (800, 1216) for COCO"
+        )
+
+
+def _merge(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Merge options by dotted key.
+
+    Raises:
+        ConfigError: If a key leads through something that is no dict or list.
+    """
+    for key, value in options.items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except (KeyError, TypeError, IndexError) as error:
+            reason = str(error).strip("'\"").splitlines()[0][:200]
+            raise ConfigError(
+                f"--cfg-options {key}={value!r} does not fit the config: {reason}"
+            ) from error
+
+
+def _options_of_method(cfg: Config, method: str | None) -> dict[str, Any]:
+    """Return the options that a config holds for a method, by default for its own.
+
+    Raises:
+        ConfigError: If the user's config gives one of them another value than the config that holds
+            the published settings.
+    """
     if method is None and is_distiller(cfg):
         method = cfg.model.method.get("type", "").lower()
-    options = dict(by_method.get(method, {}))
-    if cfg.settings == "published":
-        options.update(published.get(method, {}))
+    options = dict((cfg.get("method_options") or {}).get(method, {}))
+    if cfg.get("settings") == "published":
+        published = (cfg.get("published") or {}).get(method, {})
+        _refuse_changed(cfg, published)
+        options.update(published)
     return options
 
 
+def _refuse_changed(cfg: Config, published: Mapping[str, Any]) -> None:
+    """Refuse to put published settings over a user's own.
+
+    Raises:
+        ConfigError: If there is such a setting.
+    """
+    override = overriding_file(cfg.filename, "published")
+    if override is None:
+        return
+    origin = Config.fromfile(override.path)
+    for key, value in published.items():
+        was, now = _at(origin, key), _at(cfg, key)
+        if was is not None and now not in (was, value):
+            raise ConfigError(
+                f"the published settings have {key}={value!r} but {cfg.filename} sets {now!r}; "
+                "take one of the two out"
+            )
+
+
+def _at(cfg: Any, key: str) -> Any:
+    """Return the value at a dotted key, None if there is none."""
+    for part in key.split("."):
+        if isinstance(cfg, (list, tuple)) and part.isdigit():
+            cfg = cfg[int(part)] if int(part) < len(cfg) else None
+        else:
+            cfg = cfg.get(part) if hasattr(cfg, "get") else None
+    return cfg
+
+
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:
-    """Sets ``work_dir`` from the command line, the config, or the config's file name."""
+    """Set ``work_dir`` from the command line, the config, or the config's file name."""
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get("work_dir") is None:
@@ -84,13 +255,13 @@ def set_work_dir(cfg: Config, work_dir: str | None) -> None:
 
 
 def is_distiller(cfg: Config) -> bool:
-    """Tells whether a config trains a student with a teacher."""
+    """Return True if a config trains a student with a teacher."""
     model = cfg.get("model", {})
     return "student" in model and "teacher" in model
 
 
 def student_model(cfg: Config) -> ConfigDict:
-    """The config of the student of a distiller, or of the model itself."""
+    """Return the config of a distiller's student, or of the model itself."""
     return cfg.model.student if is_distiller(cfg) else cfg.model
 
 
@@ -100,7 +271,8 @@ def teacher_model(teacher: str | dict, checkpoint: str | None) -> ConfigDict:
     Args:
         teacher (str | dict): ``model.teacher`` of a distiller: a model config, or the path of a
             config file, whose ``model`` is taken. A relative path begins in the current folder,
-            else in the shipped configs (``'teachers/vit_s_cifar100.py'``).
+            else in the shipped configs (``'teachers/vit_s_cifar100.py'``). With the path under
+            ``config``, the rest of a dict is merged into that model.
         checkpoint (str, optional): What all weights come from. With one, timm does not fetch its
             pretrained ones.
 
@@ -109,190 +281,101 @@ def teacher_model(teacher: str | dict, checkpoint: str | None) -> ConfigDict:
 
     Raises:
         FileNotFoundError: If there is no such config file.
-        ValueError: If the file has no ``model``.
+        ConfigError: If the file has no ``model``.
     """
     if isinstance(teacher, str):
-        places = (Path(teacher), CONFIGS / teacher, CONFIGS.parent / teacher)
-        path = next((place for place in places if place.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(
-                f"model.teacher={teacher!r}: there is no such config file, neither in "
-                f"{os.getcwd()!r} nor in the shipped {str(CONFIGS)!r}; check the path"
-            )
-        teacher = Config.fromfile(path).get("model")
-        if teacher is None:
-            raise ValueError(f"model.teacher: the config {str(path)!r} has no model")
+        teacher = {"config": teacher}
     teacher = ConfigDict(deepcopy(teacher))
-    for node in _walk(teacher) if checkpoint is not None else ():
+    if "config" in teacher:
+        whole = Config({"model": _model_of(teacher.pop("config"))})
+        whole.merge_from_dict({"model": teacher})
+        teacher = whole.model
+    for node in _dicts(teacher) if checkpoint is not None else ():
         if node.get("pretrained") is True:
-            node.pretrained = False
+            node["pretrained"] = False
     return teacher
 
 
+def _model_of(config: str) -> ConfigDict:
+    """Read the model of a teacher's config file."""
+    places = (Path(config), CONFIGS / config, CONFIGS.parent / config)
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"model.teacher={config!r}: there is no such config file, neither in "
+            f"{os.getcwd()!r} nor in the shipped {str(CONFIGS)!r}; check the path"
+        )
+    model = _read(path).get("model")
+    if model is None:
+        raise ConfigError(f"model.teacher: the config {str(path)!r} has no model")
+    return model
+
+
+def _dicts(node: Any) -> Iterator[dict]:
+    """Yield every dict inside a value, from the outside in."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _dicts(item)
+
+
 def apply_method(cfg: Config, name: str) -> None:
-    """Puts a method in place of the config's own; ``none`` leaves the student alone.
+    """Put a method in place of the config's own; ``none`` leaves the student alone.
+
+    Overlays are looked for in the ``_base_/methods`` folders beside and above the config, then in
+    the project's; in each, one for the task (``classification/pat.py``) goes before one for both.
 
     Args:
         cfg (Config): Config of a distiller, changed in place. Its ``input_size`` is kept, and all
             its settings if it has this method already: a variant of that method (``pat_fast`` of
             ``pat``) then changes what sets it apart, and nothing else.
-        name (str): Name of an overlay in ``configs/_base_/methods``.
+        name (str): Name of an overlay.
 
     Raises:
-        ValueError: If the config has no teacher, or there is no such method.
+        ConfigError: If the config has no teacher, or there is no such method.
     """
     if not is_distiller(cfg):
-        raise ValueError(
+        raise ConfigError(
             f"config {cfg.filename!r} has no teacher, so there is no method to choose; take one "
             "of configs/pat"
         )
-    folder = _methods_folder(cfg)
-    overlay = folder / f"{name}.py"
-    if not overlay.is_file():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.py")))
-        raise ValueError(f"unknown method {name!r}; known methods: {known}")
-    method = Config.fromfile(overlay).method
+    method = _overlay(cfg, name)
     own = cfg.model.method
     if method is None:
         cfg.model = cfg.model.student
-    elif method.type != own.type:
+    elif method["type"] != own.type:
         kept = {"input_size": own.input_size} if "input_size" in own else {}
         cfg.model.method = {**kept, **method}
     else:
-        plain = Config.fromfile(folder / f"{method.type.lower()}.py").method
+        plain = _overlay(cfg, method["type"].lower())
         own.update({key: method[key] for key in method if method[key] != plain.get(key)})
 
 
-def _methods_folder(cfg: Config) -> Path:
-    """The overlays beside the config, or else those of the project."""
-    for folder in (*Path(cfg.filename).resolve().parents, CONFIGS):
-        if (folder / "_base_" / "methods").is_dir():
-            return folder / "_base_" / "methods"
-    raise ValueError(
-        f"no _base_/methods folder beside {cfg.filename!r}; keep configs under the project's "
-        "configs/ folder or copy that folder"
-    )
-
-
-def prepare_environment(cfg: Config, launcher: str) -> None:
-    """Makes loading safe, and fits precision and process groups to a machine without a GPU.
-
-    Every file that torch reads from here on is read with ``weights_only=True``, also by older
-    versions of torch and by other libraries. Without a GPU, mixed precision is switched off with a
-    warning, as mmengine has none on the CPU, and several processes are joined with gloo here,
-    because mmengine asks for a GPU even then.
-
-    Args:
-        cfg (Config): Changed in place.
-        launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+def _overlay(cfg: Config, name: str) -> dict | None:
+    """Read the method of an overlay, None for ``none``.
 
     Raises:
-        ValueError: If the launcher needs a GPU and there is none.
+        ConfigError: If there is no such overlay; all are listed.
     """
-    # Not above, as `--help` does not wait for torch.
-    import torch
-
-    from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
-
-    cfg.launcher = launcher
-    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    if torch.cuda.is_available():
-        return
-    disable_malloc_trim()
-    wrapper = cfg.get("optim_wrapper") or {}
-    if wrapper.get("type") == "AmpOptimWrapper":
-        print_log("no GPU: full precision instead of mixed", "current", logging.WARNING)
-        wrapper.type = "OptimWrapper"
-        for key in ("loss_scale", "dtype", "use_fsdp"):
-            wrapper.pop(key, None)
-    if launcher in ("slurm", "mpi"):
-        raise ValueError(
-            f"--launcher {launcher} needs a GPU, and there is none here; on the CPU use "
-            "tools/dist_train.sh"
-        )
-    if launcher == "pytorch":
-        cfg.env_cfg.dist_cfg = dict(backend="gloo")
-        cfg.setdefault(
-            "model_wrapper_cfg",
-            dict(
-                type="MMDistributedDataParallel",
-                device_ids=None,
-                broadcast_buffers=False,
-                find_unused_parameters=False,
-            ),
-        )
-        # mmengine takes a group that exists as it is.
-        torch.distributed.init_process_group("gloo")
-
-
-def check_data(cfg: Config, *splits: str) -> None:
-    """Makes sure that the folders of the data are there, before anything is built.
-
-    Args:
-        cfg (Config): The config to run.
-        splits (str): What will be read: ``'train'``, ``'val'``, ``'test'``.
-
-    Raises:
-        FileNotFoundError: If one is missing.
-    """
-    for split in splits:
-        for node in _walk((cfg.get(f"{split}_dataloader") or {}).get("dataset", {})):
-            root = node.get("data_root")
-            if root and not isdir(root):
-                raise FileNotFoundError(
-                    f"data folder {root!r} does not exist; put the data there (the tools in "
-                    "tools/data unpack and check it), or set data_root in the config"
-                )
-
-
-def _bind_data(cfg: Config) -> None:
-    """Carries ``data_root`` and ``classes`` to loaders, evaluators and heads, where they are set.
-
-    A value that is in use in one of these places already is not carried to the others: they were
-    set on purpose.
-    """
-    loaders = {name: cfg.get(f"{name}_dataloader") for name in ("train", "val", "test")}
-    datasets = [
-        node
-        for loader in loaders.values()
-        if loader is not None
-        for node in _walk(loader.dataset)
-        if "ann_file" in node or "data_root" in node
+    task = _task(cfg)
+    folders = [
+        folder / "_base_" / "methods" for folder in (*Path(cfg.filename).resolve().parents, CONFIGS)
     ]
-    if "data_root" in cfg and all(node.get("data_root") != cfg.data_root for node in datasets):
-        for node in datasets:
-            node.data_root = cfg.data_root
-    if "classes" in cfg:
-        _bind_classes(cfg, datasets)
-    for name in ("val", "test"):
-        dataset = (loaders[name] or {}).get("dataset", {})
-        evaluators = cfg.get(f"{name}_evaluator") or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-            if "ann_file" in evaluator and "ann_file" in dataset:
-                evaluator.ann_file = os.path.join(dataset.get("data_root", ""), dataset.ann_file)
-            if "classes" in cfg and isinstance(evaluator.get("topk"), (list, tuple)):
-                # mmpretrain has no top-5 accuracy of two classes.
-                evaluator.topk = tuple(k for k in evaluator.topk if k <= len(cfg.classes))
+    places = [place for folder in folders for place in (folder / task, folder)]
+    for place in places:
+        if (place / f"{name}.py").is_file():
+            method = Config.fromfile(place / f"{name}.py").method
+            if method is None:
+                return None
+            # Overlays of users may hold the arguments for a task in a dict of its name.
+            common = {key: method[key] for key in method if key not in TASKS}
+            return {**method.get(task, {}), **common}
+    known = sorted({path.stem for place in places for path in place.glob("*.py")})
+    raise ConfigError(f"unknown method {name!r}; known methods: {', '.join(known)}")
 
 
-def _bind_classes(cfg: Config, datasets: list[dict]) -> None:
-    """Carries ``classes`` to data sets and heads."""
-    # A single name of the command line is a string.
-    cfg.classes = (cfg.classes,) if isinstance(cfg.classes, str) else tuple(cfg.classes)
-    if all(tuple(node.get("metainfo", {}).get("classes", ())) != cfg.classes for node in datasets):
-        for node in datasets:
-            node.metainfo = {**node.get("metainfo", {}), "classes": cfg.classes}
-    heads = [node for node in _walk(cfg.get("model") or {}) if "num_classes" in node]
-    if all(node.num_classes != len(cfg.classes) for node in heads):
-        for node in heads:
-            node.num_classes = len(cfg.classes)
-
-
-def _walk(node: dict) -> Iterator[dict]:
-    """Gives every dict inside a config, from the outside in."""
-    yield node
-    for value in node.values():
-        for item in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(item, dict):
-                yield from _walk(item)
+def _task(cfg: Config) -> str:
+    """Return the task of a distiller: ``'detection'`` or ``'classification'``."""
+    return TASKS[1] if "Classification" in str(cfg.model.type) else TASKS[0]

@@ -7,26 +7,58 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import URLError
 
 from pat_mmdet.utils.paths import PACKAGE, TOOLS
 
 _OWN_FOLDERS = (PACKAGE, TOOLS)
 
 
-@contextmanager
-def clear_errors() -> Iterator[None]:
-    """Ends the program with one line for an error that this project raised on purpose.
+class ConfigError(ValueError):
+    """A config that contradicts itself, or names what does not exist."""
 
-    Registries wrap what goes wrong while they build; the first error says what it was. Anything
-    raised elsewhere keeps its traceback.
+
+@contextmanager
+def clear_errors(show_traceback: bool = False) -> Iterator[None]:
+    """End the program with one line for an error of the input.
+
+    An error that this project raised on purpose is shown as it is. Registries wrap what goes wrong
+    while they build; the first error says what it was. What others raise before the first step is
+    due to a value of the config as a rule: its first line is shown, and how to see the rest. From
+    the first step on, such errors keep their traceback.
+
+    Args:
+        show_traceback (bool): Whether every error keeps its traceback, as ``--traceback`` asks.
     """
     try:
         yield
-    except (FileNotFoundError, ValueError) as error:
+    except Exception as error:
         first: BaseException = error
         while first.__context__ is not None and not first.__suppress_context__:
             first = first.__context__
         origin = Path(traceback.extract_tb(first.__traceback__)[-1].filename).resolve()
-        if not any(folder in origin.parents for folder in _OWN_FOLDERS):
+        own = isinstance(first, (FileNotFoundError, ValueError)) and any(
+            folder in origin.parents for folder in _OWN_FOLDERS
+        )
+        if show_traceback or not (own or _before_training(error)):
             raise
-        sys.exit(f"error: {first}")
+        if own:
+            sys.exit(f"error: {first}")
+        line = next(iter(str(first).strip().splitlines()), "")[:300]
+        url = f" for {_url(first)!r}" if isinstance(first, URLError) else ""
+        sys.exit(f"error: {type(first).__name__}: {line}{url} (--traceback shows where)")
+
+
+def _before_training(error: BaseException) -> bool:
+    """Return True if an error was not raised inside a training or test loop."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    return not any(file.parts[-2:] == ("runner", "loops.py") for file in files)
+
+
+def _url(error: BaseException) -> str | None:
+    """Return the address that could not be read."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        url = frame.f_locals.get("url")
+        if isinstance(url, str):
+            return url
+    return None

@@ -85,10 +85,9 @@ def test_a_pair_is_its_student_and_its_teacher(pair):
     assert is_distiller(cfg) and cfg.model.type == "ClassificationDistiller"
     assert cfg.model.student == student.model
     assert {**cfg.model.teacher, "pretrained": None} == {**teacher.model, "pretrained": None}
-    small = dict(input_size=(32, 32), raa_grid=2, raa_dim=128)
-    own = small if data == "cifar10" else dict(input_size=(224, 224))
-    overlay = Config.fromfile(CONFIGS / "_base_/methods/pat.py").method
-    assert {**cfg.model.method} == {**overlay, **own}
+    grid, dim, side = (2, 128, 32) if data == "cifar10" else (4, 512, 224)
+    assert {**cfg.model.method} == dict(type="PAT", raa_grid=grid, raa_dim=dim)
+    assert tuple(cfg.model.input_size) == (side, side)
 
 
 @pytest.mark.parametrize("pair", PUBLISHED, ids="-".join)
@@ -219,10 +218,10 @@ def test_published_settings_of_imagenet():
     name = pair_name("deit_t", "res18", "imagenet")
     equal, published = (read(name, None, "ofa", name_) for name_ in ("equal", "published"))
     assert (ema_of(equal), ema_of(published)) == (pytest.approx(2e-4), 0)
-    assert "eps" not in equal.model.method and published.model.method.eps == 1.5
+    assert (equal.model.method.eps, published.model.method.eps) == (1, 1.5)
     assert ema_of(read(name, None, None, "published")) == pytest.approx(2e-4)
     other = read(pair_name("swin_t", "res18", "imagenet"), None, "ofa", "published")
-    assert ema_of(other) == 0 and "eps" not in other.model.method
+    assert ema_of(other) == 0 and other.model.method.eps == 1
     name = pair_name("swin_t", "resmlp_s12", "imagenet")
     assert ema_of(read(name, None, "ofa", "published")) == pytest.approx(4e-5)
 
@@ -234,20 +233,40 @@ def test_without_method_the_student_is_left(pair):
     assert cfg._cfg_dict == cached(f"students/{pair[1]}_{pair[2]}")._cfg_dict
 
 
+def overlay_of(method):
+    """The overlay of a method for classification, or for both tasks."""
+    places = [CONFIGS / f"_base_/methods/{folder}{method}.py" for folder in ("classification/", "")]
+    return Config.fromfile(next(place for place in places if place.is_file())).method
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("pat", dict(raa_grid=4, raa_dim=512)),
+        ("pat_fast", dict(raa_grid=4, raa_dim=512, afp_stages=(2, 3), prompted_share=0.5)),
+        ("dkd", dict(alpha=1.0, beta=2.0)),
+        ("ofa", dict(branch="stages", eps=1.0)),
+        ("rkd", dict(max_rows=None)),
+    ],
+)
+def test_arguments_for_classification(method, arguments):
+    overlay = overlay_of(method)
+    assert {key: overlay[key] for key in arguments} == arguments
+
+
 @pytest.mark.parametrize("method", [name for name in OVERLAYS if name != "none"])
 @pytest.mark.parametrize("pair", [PAIRS[0], PAIRS[12], PAIRS[-1]], ids="-".join)
 def test_overlay_applies(pair, method):
     cfg, plain = load(pair_name(*pair)), cached(pair_name(*pair))
-    methods = CONFIGS / "_base_/methods"
-    overlay = Config.fromfile(methods / f"{method}.py").method
+    overlay = overlay_of(method)
     apply_method(cfg, method)
     if overlay.type == "PAT":
         # Over the pair's own settings of PAT, a variant changes what sets it apart.
-        pat = Config.fromfile(methods / "pat.py").method
+        pat = overlay_of("pat")
         apart = {key: value for key, value in overlay.items() if value != pat[key]}
         assert {**cfg.model.method} == {**plain.model.method, **apart}
     else:
-        assert {**cfg.model.method} == {"input_size": plain.model.method.input_size, **overlay}
+        assert {**cfg.model.method} == {**overlay}
     assert cfg.model.method.type in METHODS
     assert {key for key in cfg if cfg[key] != plain[key]} <= {"model"}
     assert {**cfg.model, "method": None} == {**plain.model, "method": None}
@@ -295,9 +314,13 @@ def test_the_checkpoint_of_the_small_teacher_is_the_one_that_it_writes():
 # ------------------------------------------------------------------------------ networks
 
 
-@pytest.mark.parametrize("student", ["deit_t", "swin_p", "resmlp_s12"])
-def test_what_does_not_decay_is_as_in_timm(student):
-    cfg = shrink(load(f"students/{student}_cifar100"))
+@pytest.mark.parametrize(
+    "name",
+    [path for path in LEAVES if path.startswith("students/") and path.endswith("_cifar100")]
+    + ["students/res18_imagenet", "students/mbv2_imagenet"],
+)
+def test_what_does_not_decay_is_as_in_timm(name):
+    cfg = shrink(load(name))
     model = build(cfg)
     optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper)).optimizer
     decay = {
@@ -305,11 +328,11 @@ def test_what_does_not_decay_is_as_in_timm(student):
         for group in optimizer.param_groups
         for param in group["params"]
     }
-    network = model.model
+    network, usual = model.model, cfg.optim_wrapper.optimizer.weight_decay
     listed = getattr(network, "no_weight_decay", set)()
     for name, param in network.named_parameters():
         free = param.ndim <= 1 or name in listed
-        assert decay[id(param)] == (0 if free else 0.05), name
+        assert decay[id(param)] == (0 if free else usual), name
 
 
 def test_pretrained_weights_are_kept_in_teacher_and_student(tmp_path):
@@ -321,7 +344,7 @@ def test_pretrained_weights_are_kept_in_teacher_and_student(tmp_path):
     own = dict(num_classes=10, checkpoint_path=str(tmp_path / "deit.pth"), **small)
     cfg.model.teacher.update(own)
     cfg.model.student = {**cfg.model.teacher}
-    cfg.model.method.input_size = (32, 32)
+    cfg.model.input_size = (32, 32)
     init_default_scope("mmpretrain")
     model = MODELS.build(cfg.model)
     model.init_weights()

@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS
 
-from pat_mmdet.registry import METHODS
+from pat_mmdet.registry import METHODS, build_method
 from pat_mmdet.utils import apply_method, is_distiller, load_config, student_model
 
 CONFIGS = ROOT / "configs"
@@ -19,6 +19,9 @@ LEAVES = sorted(
     for path in (CONFIGS / folder).glob("*.py")
     if path.stem.endswith(("_coco", "_digits", "_bccd"))
 )
+CIFAR10_PAIR = "configs/pat/tinyvit_mini-res18_mini_cifar10.py"
+# To be copied for data of one's own.
+CUSTOM = "pat/swin_t-res18_custom.py"
 COCO_PAIRS = ("pat/swin_t-res18_coco.py", "pat/swin_t-mbv2_coco.py")
 PARTS = {
     "pat/swin_t-res18_coco.py": (
@@ -48,7 +51,6 @@ PARTS = {
 }
 # The pair whose heads cannot be compared.
 CROSS_PAIR = "pat/swin_t_faster-rcnn-res18_retinanet_coco.py"
-WEIGHTS = ("kd_weight", "fd_weight", "reg_weight")
 OVERLAYS = sorted(path.stem for path in (CONFIGS / "_base_/methods").glob("*.py"))
 
 
@@ -79,7 +81,7 @@ def shrink(cfg):
             node.rcnn.sampler.num = 16
     if is_distiller(cfg):
         cfg.model.teacher_checkpoint = None
-        cfg.model.method.input_size = (64, 96)
+        cfg.model.input_size = (64, 96)
     return cfg
 
 
@@ -97,7 +99,7 @@ def snapshot(module):
     }
 
 
-@pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.parametrize("name", [*LEAVES, CUSTOM])
 def test_config_builds_and_steps(name):
     cfg = shrink(load(name))
     model = build(cfg)
@@ -176,13 +178,11 @@ def test_pair_is_made_of_its_teacher_and_student(name):
     assert cfg.val_evaluator == teacher.val_evaluator
     assert cfg.classes == teacher.classes
     assert "teacher_checkpoint" in cfg.model
-    overlay = Config.fromfile(CONFIGS / "_base_/methods/pat.py").method
-    # The pairs on small data may weigh the losses otherwise.
-    weights = {key: cfg.model.method[key] for key in WEIGHTS if "coco" not in name}
+    # The pairs on small data weigh the losses otherwise.
+    weights = {} if "coco" in name else {"fd_weight": 0.02}
     if name == CROSS_PAIR:
         weights["kd_weight"] = 0.0
-    own = {"input_size": cfg.model.method.input_size, **overlay, **weights}
-    assert {**cfg.model.method} == own
+    assert {**cfg.model.method} == {"type": "PAT", **weights}
     if not cfg.model.teacher_checkpoint.startswith("https:"):
         # What the config of the teacher writes at its end.
         folder = f"work_dirs/{Path(PARTS[name][0]).stem}"
@@ -267,11 +267,10 @@ def test_settings_of_the_coco_pairs(name):
     check_five_levels(cfg.model.teacher)
     backbone = cfg.model.student.backbone
     assert backbone.norm_cfg == dict(type="BN", requires_grad=False) and backbone.norm_eval
-    method = cfg.model.method
-    assert tuple(method.input_size) == (800, 1216)
-    assert (method.type, method.prompt, method.feedback) == ("PAT", "channel", "previous")
-    assert method.kd_weight == method.fd_weight == method.reg_weight == method.temperature == 1
-    assert method.detection == dict(raa_grid=5, raa_dim=64)
+    assert tuple(cfg.model.input_size) == (800, 1216)
+    method = build_method(cfg.model.method)
+    assert (method.feedback, method.kd_weight, method.fd_weight) == ("previous", 1, 1)
+    assert method.reg_weight == method.temperature == method.prompted_share == 1
     assert cfg.model.teacher_checkpoint.startswith("https://download.openmmlab.com/mmdetection/")
 
 
@@ -365,10 +364,10 @@ def test_overlay_applies_to_the_digits_pair(name):
         apart = dict(afp_stages=(2, 3), prompted_share=0.5)
         assert {**cfg.model.method} == {**plain.model.method, **apart}
     else:
-        assert {**cfg.model.method} == {"input_size": (128, 128), **overlay.method}
+        assert {**cfg.model.method} == {**overlay.method}
     assert {**cfg.model, "method": None} == {**plain.model, "method": None}
     assert overlay.method.type in METHODS
-    small = {"model.method.input_size": (64, 64), "model.teacher_checkpoint": None}
+    small = {"model.input_size": (64, 64), "model.teacher_checkpoint": None}
     small = load_config(str(ROOT / PAIR), small, name)
     if name == "crd":
         with pytest.raises(ValueError, match=r"CRD keeps a memory .*--method rkd or cc"):
@@ -396,36 +395,57 @@ def test_every_method_trains_both_students(pair, method):
 
 
 def test_options_win_over_the_overlay():
-    options = {"model.method.temperature": 4.0, "model.method.input_size": (96, 64)}
-    method = load_config(str(ROOT / PAIR), options, "kd").model.method
-    assert (method.type, method.temperature) == ("KD", 4.0)
-    assert tuple(method.input_size) == (96, 64)
-    assert "prompt" not in method, "nothing is left of the method that was there before"
+    options = {"model.method.temperature": 4.0, "model.input_size": (96, 64)}
+    model = load_config(str(ROOT / PAIR), options, "kd").model
+    assert (model.method.type, model.method.temperature) == ("KD", 4.0)
+    assert tuple(model.input_size) == (96, 64)
+    assert "fd_weight" not in model.method, "nothing is left of the method that was there before"
 
 
-def test_apply_method_keeps_an_input_size_that_was_changed():
-    cfg = load_config(str(ROOT / PAIR), {"model.method.input_size": (96, 64)})
+def test_apply_method_keeps_an_input_size_in_its_old_place():
+    cfg = load_config(str(ROOT / PAIR))
+    cfg.model.method.input_size = cfg.model.pop("input_size")
     apply_method(cfg, "fitnet")
     assert cfg.model.method.type == "FitNet"
-    assert tuple(cfg.model.method.input_size) == (96, 64)
+    assert tuple(cfg.model.method.input_size) == (128, 128)
 
 
-def test_overlays_are_found_from_a_config_elsewhere(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(f"_base_ = {str(ROOT / PAIR)!r}\n")
-    assert load_config(str(path), None, "kd").model.method.type == "KD"
-    own = tmp_path / "_base_/methods"
+def test_overlays_of_the_user_add_to_the_shipped_ones(tmp_path):
+    path = tmp_path / "configs/mine.py"
+    own, above = tmp_path / "configs/_base_/methods", tmp_path / "_base_/methods/detection"
     own.mkdir(parents=True)
+    above.mkdir(parents=True)
+    path.write_text(f"_base_ = {str(ROOT / PAIR)!r}\n")
     (own / "mine.py").write_text("method = dict(type='KD', temperature=9.0)\n")
-    assert load_config(str(path), None, "mine").model.method.temperature == 9.0
+    (own / "fitnet.py").write_text("method = dict(type='FitNet', fd_weight=7.0)\n")
+    (above / "theirs.py").write_text("method = dict(type='KD', temperature=8.0)\n")
+
+    def method(name):
+        return load_config(str(path), None, name).model.method
+
+    assert method("mine").temperature == 9 and method("theirs").temperature == 8
+    assert method("fitnet").fd_weight == 7, "the user's own goes first"
+    assert method("kd").temperature == 1
+    with pytest.raises(ValueError, match=r"unknown method 'x'; known methods: .*mine.*pkd.*theirs"):
+        method("x")
+
+
+@pytest.mark.parametrize(("pair", "alpha"), [(PAIR, 3.0), (CIFAR10_PAIR, 4.0)])
+def test_overlay_of_the_user_with_arguments_by_task(tmp_path, pair, alpha):
+    (tmp_path / "_base_/methods").mkdir(parents=True)
+    (tmp_path / "mine.py").write_text(f"_base_ = {str(ROOT / pair)!r}\n")
+    (tmp_path / "_base_/methods/dkd.py").write_text(
+        "method = dict(type='DKD', detection=dict(alpha=3.0), classification=dict(alpha=4.0))\n"
+    )
+    method = load_config(str(tmp_path / "mine.py"), None, "dkd").model.method
+    assert {**method} == dict(type="DKD", alpha=alpha)
 
 
 def test_unknown_method_lists_the_known_ones():
     cfg = load_config(str(ROOT / PAIR))
     with pytest.raises(ValueError, match="unknown method 'pta'; known methods: ") as error:
         apply_method(cfg, "pta")
-    listed = str(error.value).split("known methods: ")[1]
-    assert listed.split(", ") == OVERLAYS
+    assert str(error.value).split("known methods: ")[1].split(", ") == OVERLAYS
     assert {"fitnet", "kd", "none", "pat"} <= set(OVERLAYS)
 
 

@@ -1,8 +1,2 @@
 # alpha 2 is the value published for ResNet18 on COCO.
-method = dict(
-    type="DKD",
-    kd_weight=1.0,
-    temperature=1.0,
-    detection=dict(alpha=2.0, beta=0.25),
-    classification=dict(alpha=1.0, beta=2.0),
-)
+method = dict(type="DKD", kd_weight=1.0, temperature=1.0, alpha=2.0, beta=0.25)

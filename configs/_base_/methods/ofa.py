@@ -2,9 +2,10 @@
 # precision. Here it is finite, and on.
 method = dict(
     type="OFA",
+    branch="embedding",
+    hidden_channels=1024,
     ofa_weight=1.0,
     kd_weight=1.0,
+    eps=1.5,
     temperature=1.0,
-    detection=dict(branch="embedding", eps=1.5, hidden_channels=1024),
-    classification=dict(branch="stages", eps=1.0),
 )

@@ -6,10 +6,10 @@ method = dict(
     feedback="previous",
     afp_stages=None,
     prompted_share=1.0,
+    raa_grid=5,
+    raa_dim=64,
     kd_weight=1.0,
     fd_weight=1.0,
     reg_weight=1.0,
     temperature=1.0,
-    detection=dict(raa_grid=5, raa_dim=64),
-    classification=dict(raa_grid=4, raa_dim=512),
 )

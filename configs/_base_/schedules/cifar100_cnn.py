@@ -4,6 +4,8 @@ train_cfg = dict(type="ResumableEpochBasedTrainLoop", max_epochs=300, val_interv
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="SGD", lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.002),
+    # As in timm, norms and biases do not decay.
+    paramwise_cfg=dict(flat_decay_mult=0.0),
 )
 param_scheduler = [
     dict(

@@ -4,9 +4,8 @@ _base_ = "cifar100_cnn.py"
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type="AdamW", lr=0.0005, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
-    # As in timm, norms, biases and tables of positions do not decay.
+    # Nor do tables of positions.
     paramwise_cfg=dict(
-        flat_decay_mult=0.0,
         custom_keys={
             "pos_embed": dict(decay_mult=0.0),
             "cls_token": dict(decay_mult=0.0),

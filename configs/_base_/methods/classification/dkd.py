@@ -1,0 +1,3 @@
+_base_ = "../dkd.py"
+
+method = dict(alpha=1.0, beta=2.0)

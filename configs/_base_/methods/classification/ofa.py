@@ -1,0 +1,3 @@
+_base_ = "../ofa.py"
+
+method = dict(branch="stages", eps=1.0)

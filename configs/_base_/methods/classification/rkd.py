@@ -1,0 +1,3 @@
+_base_ = "../rkd.py"
+
+method = dict(max_rows=None)

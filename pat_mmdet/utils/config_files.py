@@ -1,0 +1,81 @@
+"""The files that a config is made of, and what each of them sets."""
+
+from __future__ import annotations
+
+import ast
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+
+class Override(NamedTuple):
+    """A config file which gives a key of the top level another value than its bases.
+
+    Attributes:
+        path (str): The file.
+        replaced (Any): The value in its bases, None if they have none.
+        written (frozenset[tuple[str, str]]): Key and value of what it and the files on the way to
+            it write themselves.
+    """
+
+    path: str
+    replaced: Any
+    written: frozenset[tuple[str, str]]
+
+
+def overriding_file(path: str | None, key: str) -> Override | None:
+    """Find the file which gives a key of the top level another value than its bases.
+
+    Args:
+        path (str, optional): A config; its bases are looked through as well.
+        key (str): The key.
+
+    Returns:
+        Override | None: The file that is nearest to the config.
+    """
+    if path is None or not os.path.isfile(path) or not path.endswith(".py"):
+        return None
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    bases = base_files(path)
+    names = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    if key in names:
+        merged: dict = {}
+        for base in bases:
+            merged.update(Config.fromfile(base).to_dict())
+        return Override(path, merged.get(key), _written(tree)) if bases else None
+    for base in bases:
+        found = overriding_file(base, key)
+        if found is not None:
+            return found._replace(written=found.written | _written(tree))
+    return None
+
+
+def base_files(path: str) -> list[str]:
+    """Return the paths of the bases of a config."""
+    bases = Config._get_base_files(path)
+    return [Config._get_cfg_path(base, path)[0] for base in bases]
+
+
+def _written(tree: ast.Module) -> frozenset[tuple[str, str]]:
+    """Return key and value, by ``repr``, of what a config's text writes as ``key=<constant>``."""
+    pairs = [(node.arg, node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            pairs += [
+                (getattr(key, "value", None), value) for key, value in zip(node.keys, node.values)
+            ]
+    found = set()
+    for key, value in pairs:
+        try:
+            found.add((key, repr(ast.literal_eval(value))))
+        except ValueError:
+            continue  # a variable
+    return frozenset(found)

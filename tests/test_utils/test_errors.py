@@ -1,0 +1,102 @@
+import importlib.util
+from urllib.error import URLError
+
+import pytest
+from helpers.detectors import PAIR
+from helpers.tools import ROOT
+from mmengine.registry import MODELS, Registry, init_default_scope
+
+from pat_mmdet.registry import build_method
+from pat_mmdet.utils import load_config
+from pat_mmdet.utils.errors import clear_errors
+
+
+def ends_with(function):
+    """The line that a tool ends with."""
+    with pytest.raises(SystemExit) as stop, clear_errors():
+        function()
+    return stop.value.code
+
+
+def test_our_errors_end_in_one_line():
+    line = ends_with(lambda: load_config("nowhere.py"))
+    assert line.startswith("error: config 'nowhere.py' does not exist") and "\n" not in line
+    line = ends_with(lambda: build_method(dict(type="PTA")))
+    assert line.startswith("error: unknown distillation method 'PTA'; known methods: ")
+
+
+def test_our_errors_end_in_one_line_also_from_a_registry():
+    registry = Registry("things", scope="pat_mmdet")
+
+    @registry.register_module()
+    class Thing:
+        def __init__(self):
+            load_config("nowhere.py")
+
+    @registry.register_module()
+    def wrapped():
+        # As registries of older MMEngine versions do.
+        try:
+            Thing()
+        except Exception as error:
+            raise type(error)(f"class `Thing` in tests.py: {error}")  # noqa: B904
+
+    expected = ends_with(lambda: load_config("nowhere.py"))
+    assert ends_with(lambda: registry.build(dict(type="Thing"))) == expected
+    assert ends_with(lambda: registry.build(dict(type="wrapped"))) == expected
+
+
+def test_our_error_about_anothers_error_is_shown(tmp_path):
+    path = tmp_path / "cut.pth"
+    path.write_bytes(b"")
+    cfg = load_config(
+        str(ROOT / PAIR),
+        {"model.teacher_checkpoint": str(path), "model.method.input_size": (64, 64)},
+    )
+
+    def build():
+        init_default_scope("mmdet")
+        MODELS.build(cfg.model)
+
+    assert ends_with(build).startswith(f"error: checkpoint {str(path)!r} (0 bytes) cannot be read")
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("theirs\nmore"), KeyError("a"), RuntimeError()])
+def test_errors_of_others_end_in_one_line_or_keep_their_traceback(error):
+    line = ends_with(lambda: fail(error))
+    first = str(error).partition("\n")[0]
+    assert line == f"error: {type(error).__name__}: {first} (--traceback shows where)"
+    with pytest.raises(type(error)) as caught, clear_errors(show_traceback=True):
+        fail(error)
+    assert caught.value is error
+
+
+def test_a_download_that_fails_names_the_address():
+    def download(url):
+        raise URLError(f"no route from {len(url)}")
+
+    line = ends_with(lambda: download("https://host/a.pth"))
+    assert line.startswith("error: URLError: ") and "for 'https://host/a.pth'" in line
+
+
+def test_errors_inside_a_loop_keep_their_traceback(tmp_path):
+    path = tmp_path / "runner/loops.py"
+    path.parent.mkdir()
+    path.write_text("def run(step):\n    step()\n")
+    spec = importlib.util.spec_from_file_location("some_loops", path)
+    loops = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loops)
+    with pytest.raises(RuntimeError), clear_errors():
+        loops.run(lambda: fail(RuntimeError("out of memory")))
+    # What this project says about its input is one line there as well.
+    assert ends_with(lambda: loops.run(lambda: load_config("nowhere.py"))).startswith("error: con")
+
+
+def test_no_error_no_exit():
+    with clear_errors():
+        value = 3
+    assert value == 3
