@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from pat_mmdet.models.distillers.base import BaseDistiller
 from pat_mmdet.models.distillers.teacher import DetectionTeacher
 from pat_mmdet.models.task_modules import Activations, Recorder, Stage, backbone_stages
-from pat_mmdet.models.task_modules.score_readers import build_score_reader, score_widths
+from pat_mmdet.models.task_modules.score_readers import (
+    STUDENT_SCORES,
+    TEACHER_SCORES,
+    build_score_reader,
+    score_widths,
+)
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, Requires
 
 
@@ -78,10 +83,9 @@ class DetectionDistiller(BaseDistiller):
             if getattr(detector, "with_rpn", False):
                 detector.rpn_head.register_forward_hook(_predict_in_float32)
         score_reader = build_score_reader(self.student, network, requires, method)
-        scores = requires & (Requires.STUDENT_LOGITS | Requires.EMBEDDING)
         self._recorder = Recorder(
             self.student,
-            inputs=score_reader.student_inputs if scores else None,
+            inputs=score_reader.student_inputs if requires & STUDENT_SCORES else None,
             outputs={"features": "neck" if self.student.with_neck else "backbone"},
         )
         stages: Sequence[Stage]
@@ -117,16 +121,14 @@ class DetectionDistiller(BaseDistiller):
         ]
         requires = self.distill.requires
         unread = (None, None)
-        student_scores = requires & (Requires.STUDENT_LOGITS | Requires.EMBEDDING)
-        teacher_scores = requires & (Requires.TEACHER_LOGITS | Requires.EMBEDDING)
         return (
             FeatureSpec(
                 tuple(tuple(student_features[i].shape[1:]) for i in self._student_levels),
-                *(score_widths(self.student) if student_scores else unread),
+                *(score_widths(self.student) if requires & STUDENT_SCORES else unread),
             ),
             FeatureSpec(
                 shapes,
-                *(score_widths(self.teacher) if teacher_scores else unread),
+                *(score_widths(self.teacher) if requires & TEACHER_SCORES else unread),
                 stage_inputs=stage_inputs,
                 stage_features=tuple(_nearest(size, shapes) for size in stage_outputs),
             ),

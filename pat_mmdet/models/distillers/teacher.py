@@ -59,7 +59,6 @@ class FrozenTeacher(ABC):
         self._same_images = _same_normalisation(*self._preprocessors)
         self._prompter = Prompter(network, self.stages)
         self._images: Tensor | None = None
-        self._first_stage = 0
 
     def __deepcopy__(self, memo: dict) -> FrozenTeacher:
         return self
@@ -88,7 +87,8 @@ class FrozenTeacher(ABC):
         What lies before the first prompted stage is taken from the cache.
 
         Args:
-            prompt (Prompt): Changes the input of each stage; it gets the gradient.
+            prompt (Prompt): Changes the inputs of the stages from the method's
+                ``first_prompted_stage`` on; gradients reach it.
             num_images (int, optional): Number of images, the first of the batch; all by default.
 
         Returns:
@@ -97,26 +97,15 @@ class FrozenTeacher(ABC):
 
         Raises:
             RuntimeError: If the method does not require prompts, or there was no plain pass.
-            ValueError: If a stage is prompted that is taken from the cache.
         """
         if self.prefix_cache is None or self._images is None:
             raise RuntimeError(
                 "forward_prompted needs a method whose `requires` has Requires.PROMPTS, and the "
                 "plain pass of the step before it"
             )
-
-        def checked_prompt(stage: int, x: Tensor) -> Tensor:
-            prompted = prompt(stage, x)
-            if stage < self._first_stage and prompted is not x:
-                raise ValueError(
-                    f"stage {stage} is prompted, but the method's first_prompted_stage is "
-                    f"{self._first_stage}; set it to the first stage that is changed"
-                )
-            return prompted
-
         with (
             self._precision(),
-            self._prompter.prompting(checked_prompt),
+            self._prompter.prompting(prompt),
             self.prefix_cache.replay(num_images),
         ):
             return self._forward(self._images[:num_images])
@@ -162,7 +151,6 @@ class FrozenTeacher(ABC):
             first_stage (int): Index of that stage.
             image (Tensor): An image (1, 3, H, W), on which the order of the modules is observed.
         """
-        self._first_stage = first_stage
         self.prefix_cache = PrefixCache(
             self.network,
             self.stages[first_stage].input_module,

@@ -18,8 +18,9 @@ class BaseMethod(nn.Module, ABC):
     Attributes:
         requires (Requires): What the method reads with its hyper-parameters; a class attribute,
             or a property.
-        first_prompted_stage (int): Index of the first stage with a prompt; known after
-            :meth:`build_layers`. What lies before it is computed once for both passes.
+        first_prompted_stage (int): Index of the first stage with a prompt, set at the latest by
+            :meth:`build_layers`. What lies before it is computed once for both passes, and is not
+            prompted.
 
     Example:
         >>> @METHODS.register_module()

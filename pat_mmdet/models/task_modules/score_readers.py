@@ -15,6 +15,10 @@ from pat_mmdet.structures import Requires
 
 from .recorder import Activations, Recorder
 
+# What takes the class scores of a network.
+STUDENT_SCORES = Requires.STUDENT_LOGITS | Requires.EMBEDDING
+TEACHER_SCORES = Requires.TEACHER_LOGITS | Requires.EMBEDDING
+
 # Fields of NetworkOutputs by name.
 Scores = dict[str, Tensor]
 
@@ -201,10 +205,10 @@ def build_score_reader(
     Raises:
         ValueError: If the heads cannot be compared or are unknown.
     """
-    if not requires & (Requires.LOGITS | Requires.EMBEDDING):
+    if not requires & (STUDENT_SCORES | TEACHER_SCORES):
         return None
     kind = _kind("teacher", teacher)
-    if requires & (Requires.STUDENT_LOGITS | Requires.EMBEDDING):
+    if requires & STUDENT_SCORES:
         if _kind("student", student) is not kind:
             reason = f"{_head(student)} and {_head(teacher)} score different places"
         elif kind is DenseScores and requires & Requires.EMBEDDING:

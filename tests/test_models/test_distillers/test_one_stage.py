@@ -90,7 +90,7 @@ def test_scores_are_aligned_location_by_location(kind, monkeypatch):
 
 def test_foreground_comes_first(monkeypatch):
     model = build(with_method(pair("ATSS", "ATSS"), type="KD"))
-    monkeypatch.setattr("pat_mmdet.models.task_modules.score_readers._PLACES_PER_IMAGE", 20)
+    monkeypatch.setattr("pat_mmdet.models.task_modules.score_readers._LOCATIONS_PER_IMAGE", 20)
     seen = seen_outputs(model, monkeypatch)
     labels = []
     model.student.bbox_head.loss_cls.register_forward_pre_hook(

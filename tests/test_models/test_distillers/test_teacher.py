@@ -70,18 +70,6 @@ def test_prompted_pass_needs_a_plain_one(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_prompt_before_the_first_prompted_stage(task):
-    options = dict(afp_stages=(2, 3))
-    if task == "detection":
-        options = dict(method__afp_stages=(2, 3))
-    model, data = pair(task, **options)
-    plain_pass(model, data)
-    with pytest.raises(ValueError, match=r"stage \d is prompted, but .*first_prompted_stage is 2"):
-        model.frozen_teacher.forward_prompted(lambda stage, x: x + 1)
-    model.frozen_teacher.forward_prompted(lambda stage, x: x + 1 if stage > 1 else x)
-
-
-@pytest.mark.parametrize("task", TASKS)
 def test_gradient_reaches_prompts_alone(task):
     model, data = pair(task)
     plain = plain_pass(model, data)

@@ -699,6 +699,7 @@ def test_overlays_in_classification(name):
     method = kind(**options)
     assert {key: getattr(method, key) for key in values} == values
     if name != "RKD":
+        build_layers(method, FeatureSpec((), embedding=4), FeatureSpec((), embedding=3))
         assert method.student_layer.weight.shape == (128, 4)
         assert method.teacher_layer.weight.shape == (128, 3)
 
