@@ -3,5 +3,12 @@
 from pat_mmdet.models.distillers.base import BaseDistiller, task_settings
 from pat_mmdet.models.distillers.classification import ClassificationDistiller
 from pat_mmdet.models.distillers.detection import DetectionDistiller
+from pat_mmdet.models.distillers.teacher import FrozenTeacher
 
-__all__ = ["BaseDistiller", "ClassificationDistiller", "DetectionDistiller", "task_settings"]
+__all__ = [
+    "BaseDistiller",
+    "ClassificationDistiller",
+    "DetectionDistiller",
+    "FrozenTeacher",
+    "task_settings",
+]

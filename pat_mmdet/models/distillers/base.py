@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pat_mmdet.models.acceleration import compile_blocks, recompute_blocks, use_fast_layers
 from pat_mmdet.models.distillers.teacher import FrozenTeacher
+from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.models.task_modules import Activations
 from pat_mmdet.registry import build_method
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, Requires
@@ -66,6 +67,9 @@ class BaseDistiller(BaseModel):
     """
 
     task: str
+    student: nn.Module
+    distill: BaseMethod
+    frozen_teacher: FrozenTeacher
     # Set by DistillWeightHook; without it the method's losses have the weight 1.
     distill_weight: float | None = None
 
