@@ -12,7 +12,7 @@ from pat_mmdet.structures.network_outputs import NetworkOutputs
 class Prompt(Protocol):
     """A function that changes what enters a stage of the teacher."""
 
-    def __call__(self, stage: int, x: Tensor) -> Tensor:
+    def __call__(self, stage: int, x: Tensor, /) -> Tensor:
         """Return the prompted input of a stage.
 
         Args:
