@@ -83,7 +83,8 @@ def add_tta(cfg: Config) -> None:
         identity = "sample_idx" if is_classification(cfg) else "img_id"
         meta_keys = (identity, "img_path", "ori_shape", "img_shape", "scale_factor")
         pack.meta_keys = (*pack.get("meta_keys", meta_keys), "flip", "flip_direction")
-        flips = [dict(type="RandomFlip", prob=prob) for prob in (1.0, 0.0)]
+        # The results are drawn with the annotations of the first view, so that is the plain one.
+        flips = [dict(type="RandomFlip", prob=prob) for prob in (0.0, 1.0)]
         cfg.tta_pipeline = [*head, dict(type="TestTimeAug", transforms=[flips, [pack]])]
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
