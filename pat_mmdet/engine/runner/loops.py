@@ -222,7 +222,7 @@ class _SeededBatchSampler:
                     yield self._seeded(indices, number)
                 number += 1
             if number == start:
-                raise RuntimeError(
+                raise ValueError(
                     "the training data gives no batch: fewer images than the batch size "
                     "(with drop_last), or none at all"
                 )
