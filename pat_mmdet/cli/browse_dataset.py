@@ -1,4 +1,4 @@
-"""Write images of a detection config with their boxes, after the pipeline, to a folder.
+"""Write images of a config with their boxes or classes, after the pipeline, to a folder.
 
 Example:
     python tools/analysis_tools/browse_dataset.py configs/pat/swin_t-res18_coco.py --number 50
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
@@ -22,7 +22,9 @@ from pat_mmdet.utils import load_config
 from pat_mmdet.utils.errors import clear_errors
 
 if TYPE_CHECKING:
+    import numpy as np
     from mmdet.structures import DetDataSample
+    from mmengine.visualization import Visualizer
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,6 +83,18 @@ def prepare_for_drawing(data_sample: DetDataSample) -> DetDataSample:
     return data_sample
 
 
+def draw(visualizer: Visualizer, image: np.ndarray, data_sample: Any, out_file: str) -> None:
+    """Draw the annotation of a sample of MMDetection or mmpretrain on its image (H, W, 3), RGB."""
+    if "gt_instances" in data_sample:
+        visualizer.add_datasample(
+            out_file, image, prepare_for_drawing(data_sample), draw_pred=False, out_file=out_file
+        )
+    else:
+        # Small images are enlarged, or the name of the class could not be read.
+        side = max(min(image.shape[:2]), 224)
+        visualizer.visualize_cls(image, data_sample, resize=side, out_file=out_file)
+
+
 def browse(cfg: Config, mode: str, number: int, output_dir: Path) -> int:
     """Draw the first images of a split.
 
@@ -107,17 +121,13 @@ def browse(cfg: Config, mode: str, number: int, output_dir: Path) -> int:
     for index in track_iter_progress(range(number)):
         item = dataset[index]
         data_sample = item["data_samples"]
-        # Pipelines deliver BGR, the visualizer expects RGB.
-        image = item["inputs"].permute(1, 2, 0).numpy()[..., ::-1]
+        image = item["inputs"].permute(1, 2, 0).numpy()
+        if image.shape[-1] == 3:
+            # Pipelines deliver BGR, the visualizer expects RGB.
+            image = image[..., ::-1]
         # The index keeps apart equal names, as of several folders or of a repeated dataset.
-        name = f"{index:05d}_{Path(data_sample.img_path).name}"
-        visualizer.add_datasample(
-            name,
-            image,
-            prepare_for_drawing(data_sample),
-            draw_pred=False,
-            out_file=str(output_dir / name),
-        )
+        out_file = output_dir / f"{index:05d}_{Path(data_sample.img_path).name}"
+        draw(visualizer, image, data_sample, str(out_file))
     return number
 
 

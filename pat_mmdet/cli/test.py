@@ -72,7 +72,7 @@ def is_classification(cfg: Config) -> bool:
 
 
 def add_tta(cfg: Config) -> None:
-    """Wraps the model for test-time augmentation, by flipping unless the config says more."""
+    """Wrap the model for test-time augmentation, by flipping unless the config says more."""
     boxes = dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100)
     wrapper = dict(type="DetTTAModel", tta_cfg=boxes)
     cfg.setdefault(
@@ -80,28 +80,33 @@ def add_tta(cfg: Config) -> None:
     )
     if "tta_pipeline" not in cfg:
         *head, pack = deepcopy(cfg.test_dataloader.dataset.pipeline)
-        pack.meta_keys = (
-            *pack.get(
-                "meta_keys", ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-            ),
-            "flip",
-            "flip_direction",
-        )
-        flips = [dict(type="RandomFlip", prob=prob) for prob in (1.0, 0.0)]
+        identity = "sample_idx" if is_classification(cfg) else "img_id"
+        meta_keys = (identity, "img_path", "ori_shape", "img_shape", "scale_factor")
+        pack.meta_keys = (*pack.get("meta_keys", meta_keys), "flip", "flip_direction")
+        # The results are drawn with the annotations of the first view, so that is the plain one.
+        flips = [dict(type="RandomFlip", prob=prob) for prob in (0.0, 1.0)]
         cfg.tta_pipeline = [*head, dict(type="TestTimeAug", transforms=[flips, [pack]])]
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
 def draw(cfg: Config, args: argparse.Namespace) -> None:
-    """Switches the drawing of predictions on."""
+    """Switch the drawing of predictions on."""
     if not is_classification(cfg):
         from mmdet.engine.hooks.utils import trigger_visualization_hook
 
         trigger_visualization_hook(cfg, args)
         return
+    # Only there, as detection does without mmpretrain.
+    from pat_mmdet.engine.hooks.cls_visualization_hook import ImageFileVisualizationHook
+
     cfg.default_hooks.visualization.update(
-        enable=True, interval=1, show=args.show, out_dir=args.show_dir, wait_time=args.wait_time
+        type=ImageFileVisualizationHook.__name__,
+        enable=True,
+        interval=1,
+        show=args.show,
+        out_dir=args.show_dir,
+        wait_time=args.wait_time,
     )
 
 

@@ -1,5 +1,5 @@
 """Evaluation of detectors."""
 
-from .metrics import FasterCocoMetric
+from .metrics import CheckedCocoMetric, FasterCocoMetric
 
-__all__ = ["FasterCocoMetric"]
+__all__ = ["CheckedCocoMetric", "FasterCocoMetric"]

@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet.evaluation import CocoMetric
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader
 from pat_mmdet.datasets import CheckedCocoDataset, LoadImageOrSkip
 from pat_mmdet.datasets.transforms import loading
 from pat_mmdet.engine.runner.loops import _SeededDataset
+from pat_mmdet.evaluation import CheckedCocoMetric
 
 HEIGHT, WIDTH = 40, 60
 TRAIN = [
@@ -330,7 +330,7 @@ def test_black_image_has_the_annotated_size(data):
 def score(data):
     """COCO mAP of predictions that are right wherever there is something to see."""
     loaded = dataset(data, test=True)
-    metric = CocoMetric(ann_file=str(data / "ann.json"), metric="bbox")
+    metric = CheckedCocoMetric(ann_file=str(data / "ann.json"), metric="bbox")
     metric.dataset_meta = loaded.metainfo
     for batch in DataLoader(loaded, batch_size=4, collate_fn=pseudo_collate):
         predictions = []
@@ -351,6 +351,12 @@ def test_evaluation_goes_through_with_broken_images(data):
         break_image(data, number, fault)
     # Half of the objects of both classes are found, which is 51 of 101 points of recall.
     assert score(data) == pytest.approx(51 / 101, abs=1e-3)
+
+
+def test_evaluation_without_iscrowd(data):
+    change(data, lambda content: [item.pop("iscrowd") for item in content["annotations"]])
+    assert score(data) == 1.0
+    assert all(not item["ignore_flag"] for item in dataset(data).get_data_info(0)["instances"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -70,7 +70,9 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type="CocoMetric", ann_file=data_root + "annotations/instances_val2017.json", metric="bbox"
+    type="CheckedCocoMetric",
+    ann_file=data_root + "annotations/instances_val2017.json",
+    metric="bbox",
 )
 test_evaluator = val_evaluator
 val_cfg = dict(type="ValLoop")

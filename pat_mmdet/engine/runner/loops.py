@@ -75,6 +75,11 @@ class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
     def __init__(self, runner: Runner, dataloader: dict, **kwargs: Any) -> None:
         loader = training_dataloader(dataloader, endless=False, **_seeds(runner))
         super().__init__(runner, loader, **kwargs)
+        if len(self.dataloader) == 0:
+            raise ValueError(
+                f"{len(loader.dataset)} training images are fewer than a batch and drop_last drops "
+                "incomplete ones: set a smaller train_dataloader.batch_size"
+            )
 
     def run(self) -> torch.nn.Module:
         """Train from the current epoch to the last."""
@@ -217,7 +222,7 @@ class _SeededBatchSampler:
                     yield self._seeded(indices, number)
                 number += 1
             if number == start:
-                raise RuntimeError(
+                raise ValueError(
                     "the training data gives no batch: fewer images than the batch size "
                     "(with drop_last), or none at all"
                 )

@@ -1,5 +1,6 @@
 """Metrics."""
 
+from .checked_coco_metric import CheckedCocoMetric
 from .faster_coco_metric import FasterCocoMetric
 
-__all__ = ["FasterCocoMetric"]
+__all__ = ["CheckedCocoMetric", "FasterCocoMetric"]

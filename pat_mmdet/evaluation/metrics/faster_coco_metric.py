@@ -10,10 +10,12 @@ from mmdet.evaluation.metrics import coco_metric
 from mmengine.registry import METRICS
 from pycocotools.cocoeval import COCOeval
 
+from .checked_coco_metric import CheckedCocoMetric
+
 
 @METRICS.register_module()
-class FasterCocoMetric(CocoMetric):
-    """A ``CocoMetric`` that matches boxes with faster-coco-eval: the same values in less time.
+class FasterCocoMetric(CheckedCocoMetric):
+    """A ``CheckedCocoMetric`` that matches boxes with faster-coco-eval: the same, faster.
 
     The arguments are those of MMDetection's ``CocoMetric``.
 

@@ -8,13 +8,17 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers.toy import history, runner
+from helpers.toy import Noise, history, runner
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler, InfiniteSampler, default_collate, pseudo_collate
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from pat_mmdet.engine.runner import loops, training_dataloader
+from pat_mmdet.engine.runner import (
+    ResumableEpochBasedTrainLoop,
+    loops,
+    training_dataloader,
+)
 from pat_mmdet.engine.runner.loops import _ResumedIterator, _SeededBatchSampler, _SeededDataset
 
 
@@ -116,7 +120,7 @@ def test_length_is_that_of_the_sampler():
 
 def test_data_without_a_batch_is_an_error():
     made = BatchSampler(DefaultSampler(Images(2), seed=0), 3, drop_last=True)
-    with pytest.raises(RuntimeError, match="gives no batch: fewer images than the batch size"):
+    with pytest.raises(ValueError, match="gives no batch: fewer images than the batch size"):
         next(iter(seeded(made)))
 
 
@@ -335,6 +339,16 @@ def test_a_finished_training_is_evaluated_again_when_resumed(epochs, tmp_path, r
     after = again.model.state_dict()
     assert all(torch.equal(trained[f"module.{key}"], value) for key, value in after.items())
     assert before.keys() == after.keys()
+
+
+def test_fewer_images_than_a_batch(tmp_path, restore_scope):
+    loader = dict(
+        dataset=Noise(), batch_size=8, drop_last=True, sampler=dict(type="DefaultSampler")
+    )
+    with pytest.raises(
+        ValueError, match=r"5 training images are fewer.*set a smaller .*batch_size"
+    ):
+        ResumableEpochBasedTrainLoop(runner(tmp_path), loader, max_epochs=1)
 
 
 def test_training_by_epochs_resumes_exactly_too(tmp_path, restore_scope):

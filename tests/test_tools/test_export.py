@@ -1,0 +1,182 @@
+"""Exported students, and configs and checkpoints of older revisions."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.tools import ROOT, run_tool
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from pat_mmdet.cli.export import _find_class, plain_config
+from pat_mmdet.utils import load_config, load_weights, student_model
+
+PAIR = ROOT / "configs/pat/swin_p-res18_digits.py"
+OLD = ROOT / "tests/data/old_pair.py"
+METHOD = """
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from pat_mmdet.models.methods import KD
+from pat_mmdet.registry import METHODS
+
+METHODS.register_module(name="OwnKD")(type("OwnKD", (KD,), {}))
+HOOKS.register_module(name="OwnHook")(type("OwnHook", (Hook,), {}))
+"""
+BACKBONE = """
+from mmdet.models import ResNet
+from mmdet.registry import MODELS
+
+MODELS.register_module(name="OwnResNet")(type("OwnResNet", (ResNet,), {}))
+"""
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope("mmdet")
+
+
+def texts(node):
+    """All strings inside a config."""
+    if isinstance(node, dict):
+        return [text for item in node.items() for text in texts(item)]
+    if isinstance(node, (list, tuple)):
+        return [text for item in node for text in texts(item)]
+    return [node] if isinstance(node, str) else []
+
+
+def types(node):
+    """All types inside a config."""
+    if isinstance(node, dict):
+        return [node.get("type"), *(name for item in node.values() for name in types(item))]
+    if isinstance(node, (list, tuple)):
+        return [name for item in node for name in types(item)]
+    return []
+
+
+def test_nothing_of_the_project_or_the_machine_is_left():
+    cfg = load_config(
+        str(PAIR),
+        {
+            "data_root": "/home/me/photos/mine/",
+            "work_dir": "/home/me/runs",
+            "load_from": "/home/me/first.pth",
+            "val_evaluator.type": "FasterCocoMetric",
+            "model.student.backbone.init_cfg": dict(type="Pretrained", checkpoint="/home/me/r.pth"),
+            "model.student.neck.init_cfg": dict(type="Xavier", layer="Conv2d"),
+            "custom_hooks": [
+                dict(type="DistillWeightHook", begin=1, end=2),
+                dict(type="StudentEMAHook", momentum=0.1),
+            ],
+        },
+    )
+    plain = plain_config(cfg)
+    found = texts(plain.to_dict())
+    assert "CheckpointHook" in found
+    assert not [text for text in found if "home" in text or "pat_mmdet" in text]
+    helpers = {"data_root", "classes", "settings", "max_iters", "train_pipeline", "vis_backends"}
+    assert helpers <= set(cfg) and not (helpers | {"work_dir", "load_from"}) & set(plain)
+    assert "custom_imports" not in plain and "init_cfg" not in plain.model.backbone
+    assert plain.model.neck.init_cfg.type == "Xavier"
+    assert [hook.type for hook in plain.custom_hooks] == ["EMAHook"]
+    assert plain.train_cfg.type == "IterBasedTrainLoop"
+    for name in ("train", "val", "test"):
+        dataset = plain[f"{name}_dataloader"].dataset
+        assert (dataset.type, dataset.data_root) == ("CocoDataset", "data/mine")
+        assert dataset.pipeline[0].type == "LoadImageFromFile"
+    for evaluator in (plain.val_evaluator, plain.test_evaluator):
+        assert evaluator.type == "CocoMetric"
+        assert evaluator.ann_file == "data/mine/annotations/val.json"
+
+
+@pytest.mark.parametrize("name", ["swin_t-mbv2_coco", "tinyvit_mini-res18_mini_cifar10"])
+def test_types_of_an_exported_config_are_not_of_the_project(name):
+    cfg = load_config(str(ROOT / f"configs/pat/{name}.py"))
+    init_default_scope(cfg.default_scope)
+    classes = [_find_class(text) for text in types(plain_config(cfg).to_dict()) if text]
+    assert len(classes) > 20 and not any(item.__module__.startswith("pat_") for item in classes)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "imports", "kept"),
+    [
+        ("ResNet", ["pat_mmdet", "own_method"], []),
+        ("OwnResNet", ["pat_mmdet", "own_method", "own_backbone"], ["own_backbone"]),
+        ("ResNet", ["pat_mmdet", "own_package.method"], []),
+        (
+            "OwnResNet",
+            ["own_package.method", "own_package.backbone"],
+            ["own_package.backbone"],
+        ),
+    ],
+)
+def test_a_method_of_a_users_package_leaves_no_trace(
+    backbone, imports, kept, tmp_path, monkeypatch
+):
+    (tmp_path / "own_package").mkdir()
+    for folder, name in ((".", "own_"), ("own_package", "")):
+        (tmp_path / folder / f"{name}method.py").write_text(METHOD)
+        (tmp_path / folder / f"{name}backbone.py").write_text(BACKBONE)
+    (tmp_path / "own_package/__init__.py").touch()
+    (tmp_path / "mine.py").write_text(
+        f"_base_ = {str(PAIR)!r}\n"
+        f"custom_imports = dict(imports={imports!r})\n"
+        f"model = dict(student=dict(backbone=dict(type={backbone!r})), method=dict(type='OwnKD'))\n"
+        "custom_hooks = [dict(type='OwnHook'), dict(type='EMAHook')]\n"
+    )
+    script = (
+        "import sys\n"
+        "from mmengine.registry import init_default_scope\n"
+        "from pat_mmdet.cli.export import plain_config\n"
+        "from pat_mmdet.utils import load_config\n"
+        "cfg = load_config(sys.argv[1])\n"
+        "init_default_scope('mmdet')\n"
+        "plain_config(cfg).dump(sys.argv[2])\n"
+    )
+    out = tmp_path / "student.py"
+    subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "mine.py", out], check=True, cwd=tmp_path
+    )
+    plain = Config.fromfile(out, import_custom_modules=False)
+    assert plain.get("custom_imports", {}).get("imports", []) == kept
+    assert [hook.type for hook in plain.custom_hooks] == ["EMAHook"]
+    text = out.read_text()
+    assert "Own" not in text.replace("OwnResNet", "") and "method" not in text
+
+
+@pytest.fixture
+def old_checkpoint(tmp_path):
+    """A checkpoint with the keys and shapes of revision acbb91e, and the values by key."""
+    shapes = json.loads((ROOT / "tests/data/old_pair_keys.json").read_text())
+    student = MODELS.build(Config.fromfile(OLD).model.student)
+    state = {**student.state_dict(), **{key: torch.rand(shapes[key]) for key in shapes}}
+    torch.save(dict(meta=dict(iter=2), state_dict=state), tmp_path / "old.pth")
+    return tmp_path / "old.pth", state
+
+
+def test_old_config_and_checkpoint_load(old_checkpoint):
+    path, state = old_checkpoint
+    cfg = load_config(str(OLD))
+    model = MODELS.build(cfg.model)
+    load_weights(model, str(path))
+    loaded = model.state_dict()
+    assert loaded.keys() == state.keys()
+    for key, value in state.items():
+        assert torch.equal(loaded[key].flatten(), value.flatten().to(loaded[key])), key
+    student = MODELS.build(student_model(cfg))
+    load_weights(student, str(path), allow_unused=("distill.",))
+
+
+def test_old_training_is_exported_and_its_export_tested(old_checkpoint, digits, tmp_path):
+    path, state = old_checkpoint
+    run_tool("export_student.py", OLD, path, tmp_path / "student.pth", cwd=ROOT)
+    exported = torch.load(tmp_path / "student.pth", weights_only=True)["state_dict"]
+    assert exported.keys() == {key for key in state if not key.startswith("distill.")}
+    output = run_tool(
+        "test.py", tmp_path / "student.py", tmp_path / "student.pth", "--work-dir", tmp_path,
+        "--cfg-options", f"test_dataloader.dataset.data_root={digits}/",
+        f"test_evaluator.ann_file={digits}/annotations/val.json", cwd=ROOT,
+    )  # fmt: skip
+    assert "coco/bbox_mAP:" in output
