@@ -432,4 +432,6 @@ def test_detector_equals_compiled_mmcv(monkeypatch, name):
         with torch.no_grad():
             predictions = detector.eval()(**data, mode="predict")
         results.append((losses, gradients, [p.pred_instances.to_dict() for p in predictions]))
-    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    # torchvision's NMS keeps the order of boxes with equal scores, mmcv's does not, so that losses
+    # are summed in another order.
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-4)
