@@ -97,6 +97,7 @@ def register_all_modules() -> None:
     Raises:
         ImportError: If MMDetection or something that it needs is missing.
     """
+    import_module("pat_mmdet.models.methods")  # which have a registry of this package
     for library, registries in LOCATIONS.items():
         if library == "mmpretrain" and find_spec(library) is None:
             continue
