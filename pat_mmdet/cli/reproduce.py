@@ -382,17 +382,12 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"--gpus {args.gpus}, but there are only {found} here")
 
 
-def interrupt(*_: object) -> None:
-    """Handle a signal like Ctrl-C."""
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """List, train or collect, as the command line says."""
     args = parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-            signal.signal(number, interrupt)
+            signal.signal(number, signal.default_int_handler)  # as Ctrl-C
     with clear_errors():
         check_arguments(args)
         if args.list:

@@ -175,7 +175,7 @@ def _check_node(path: str, node: Mapping, scope: str, registry: str | None) -> N
             raise ConfigError(f"{path}.type={name!r} is not known; did you mean {near!r}?")
     else:
         found = [("", name)] if callable(name) else []
-    refused = []
+    refused: list[tuple] = []
     for item, target in found:
         accepted = accepted_keys(target)
         known = accepted.keys | _EVERYWHERE | BUILDER_KEYS.get(item, set())
@@ -357,7 +357,7 @@ def _kwargs_of(function: Callable, kwargs: str) -> _Kwargs | None:
         if getattr(owner, "id", None) == kwargs and name in ("get", "pop", "setdefault"):
             if not node.args or not isinstance(node.args[0], ast.Constant):
                 return None
-            taken.add(node.args[0].value)
+            taken.add(str(node.args[0].value))
             understood += 1
         elif name == "__init__" and _is_next(owner, function):
             rest = [item.value for item in node.keywords if item.arg is None]

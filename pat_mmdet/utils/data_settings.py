@@ -145,7 +145,10 @@ def _setting(
     names = _names if key == "classes" else lambda folder: folder
     checked = _has_check(cfg)
     file = overriding_file(cfg.filename, key) if checked else None
-    before, inherited, written, sources = (), (), frozenset(), []
+    before: tuple = ()
+    inherited: tuple = ()
+    written: frozenset = frozenset()
+    sources: list[str] = []
     if key in options:
         sources.append("on the command line")
         before = (names(before_options.get(key)) if checked else None,)
@@ -200,9 +203,9 @@ def _class_changes(cfg: Config, setting: _Setting) -> Iterator[Change]:
     for split in SPLITS:
         for path, node in data_sets(cfg, split):
             metainfo = node.get("metainfo") or {}
-            old = _names(metainfo.get("classes"))
+            old: Any = _names(metainfo.get("classes"))
             path = f"{path}.metainfo.classes"
-            new = {**metainfo, "classes": setting.value}
+            new: Any = {**metainfo, "classes": setting.value}
             if old != setting.value:
                 yield Change(node, "metainfo", path, old, new, setting.state(path, old))
     number = len(setting.value)
@@ -211,7 +214,9 @@ def _class_changes(cfg: Config, setting: _Setting) -> Iterator[Change]:
             if "num_classes" in node and ".rpn_head" not in path:
                 path, old = f"{path}.num_classes", node["num_classes"]
                 state = setting.state(
-                    path, old, matches=lambda names, count=old: len(names) == count
+                    path,
+                    old,
+                    matches=lambda names, count=old: len(names) == count,  # type: ignore[misc]
                 )
                 yield Change(node, "num_classes", path, old, number, state)
     for split in SPLITS[1:]:
@@ -302,17 +307,17 @@ def _check_annotations(cfg: Config, split: str) -> None:
             )
 
 
-def data_sets(cfg: Mapping, split: str) -> list[tuple[str, dict]]:
+def data_sets(cfg: Mapping, split: str) -> list[tuple[str, Any]]:
     """Return path and config of the data sets of a split, inside of wrappers and concatenations."""
     loader = cfg.get(f"{split}_dataloader") or {}
     loaders = loader if isinstance(loader, (list, tuple)) else [loader]
-    found: list[tuple[str, dict]] = []
+    found: list[tuple[str, Any]] = []
     for item in loaders:
         _add_data_sets(item, f"{split}_dataloader", found)
     return found
 
 
-def _add_data_sets(node: Mapping, path: str, found: list[tuple[str, dict]]) -> None:
+def _add_data_sets(node: Mapping, path: str, found: list[tuple[str, Any]]) -> None:
     inner = {key: node[key] for key in ("dataset", "datasets") if key in node}
     if not inner and ("data_root" in node or "ann_file" in node):
         found.append((path, node))
@@ -325,7 +330,7 @@ def _add_data_sets(node: Mapping, path: str, found: list[tuple[str, dict]]) -> N
                 _add_data_sets(item, inner_path, found)
 
 
-def evaluators(cfg: Mapping, split: str) -> list[tuple[str, dict]]:
+def evaluators(cfg: Mapping, split: str) -> list[tuple[str, Any]]:
     """Return path and config of the evaluators of a split."""
     value = cfg.get(f"{split}_evaluator") or []
     path = f"{split}_evaluator"
@@ -471,7 +476,7 @@ def _short(names: Iterable[str]) -> str:
     return f"({', '.join(map(repr, names[:10]))}{more})"
 
 
-def _walk(node: Any, path: str) -> Iterator[tuple[str, dict]]:
+def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield path and dict of every dict inside a value, from the outside in."""
     if isinstance(node, Mapping):
         yield path, node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -46,7 +47,7 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
     if torch.cuda.is_available():
         return
     disable_malloc_trim()
-    wrapper = cfg.get("optim_wrapper") or {}
+    wrapper: Any = cfg.get("optim_wrapper") or {}
     if wrapper.get("type") == "AmpOptimWrapper":
         print_log("no GPU: full precision instead of mixed", "current", logging.WARNING)
         wrapper.type = "OptimWrapper"

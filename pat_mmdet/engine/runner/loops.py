@@ -196,7 +196,7 @@ class _SeededBatchSampler:
         self,
         sampler: Sampler,
         batch_size: int,
-        batch_sampler: dict | Sampler | None,
+        batch_sampler: Any,
         drop_last: bool,
         seed: tuple[int, ...],
         first_batch: int,
@@ -207,8 +207,8 @@ class _SeededBatchSampler:
             batch_sampler = DATA_SAMPLERS.build(
                 batch_sampler, default_args=dict(sampler=sampler, batch_size=batch_size)
             )
-        self.batch_sampler: Any = batch_sampler
-        self.sampler = self.batch_sampler.sampler
+        self.batch_sampler = batch_sampler
+        self.sampler = batch_sampler.sampler
         self.first_batch = first_batch
         self._seed = seed
 
