@@ -165,7 +165,7 @@ print(Runner.from_cfg(cfg).test())
 """
 
 
-def test_student_is_tested_and_exported_with_the_same_result(trained, settings, tmp_path):
+def test_student_is_tested_and_exported_with_the_same_result(trained, settings, digits, tmp_path):
     data = [option for option in settings if option.startswith("data_root")]
     dump = tmp_path / "own.pkl"
     run_tool(
@@ -181,6 +181,9 @@ def test_student_is_tested_and_exported_with_the_same_result(trained, settings, 
     state = torch.load(exported, weights_only=True)["state_dict"]
     assert not any(key.startswith(("distill.", "student.")) for key in state)
 
+    # The config has the absolute path of the data as a relative one.
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/digits").symlink_to(digits)
     plain_dump = tmp_path / "plain.pkl"
     script = PLAIN_TEST.replace(
         "print(Runner.from_cfg(cfg).test())",
@@ -200,6 +203,48 @@ def test_student_is_tested_and_exported_with_the_same_result(trained, settings, 
     for x, y in zip(own, plain):
         for key in ("bboxes", "scores", "labels"):
             assert torch.equal(x["pred_instances"][key], y["pred_instances"][key])
+
+
+PLAIN_TRAINING = """
+import sys
+sys.modules["pat_mmdet"] = None
+from mmengine.config import Config
+from mmengine.runner import Runner
+cfg = Config.fromfile(sys.argv[1])
+cfg.work_dir = sys.argv[2]
+cfg.train_cfg.update(max_iters=2, val_interval=2)
+cfg.train_dataloader.batch_size = 2
+cfg.default_hooks.checkpoint.update(interval=2, save_best="coco/bbox_mAP")
+cfg.custom_hooks = [dict(type="EMAHook")]
+Runner.from_cfg(cfg).train()
+"""
+
+
+def test_teacher_of_a_plain_mmdetection_training(teacher, settings, digits, tmp_path):
+    """The checkpoint has histories and NumPy scalars of mmengine's own hooks."""
+    config = "configs/teachers/faster-rcnn_swin-p_fpn_digits.py"
+    data = [option for option in settings if option.startswith("data_root")]
+    exported = tmp_path / "teacher.pth"
+    run_tool("export_student.py", config, teacher, exported, "--cfg-options", *data)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/digits").symlink_to(digits)
+    result = subprocess.run(
+        [sys.executable, "-c", PLAIN_TRAINING, exported.with_suffix(".py"), tmp_path / "plain"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    (checkpoint,) = (tmp_path / "plain").glob("best_*.pth")
+    with pytest.raises(pickle.UnpicklingError, match="HistoryBuffer"):
+        torch.load(checkpoint, weights_only=True)
+    run_tool(
+        "train.py", PAIR, "--work-dir", tmp_path / "pair", "--cfg-options",
+        *fix_teacher(settings, checkpoint), "train_cfg.max_iters=1",
+    )  # fmt: skip
+    assert losses(tmp_path / "pair")[1]["loss_kd"] > 0
+    output = run_tool(
+        "test.py", PAIR, checkpoint, "--teacher", "--work-dir", tmp_path, "--cfg-options", *data
+    )
+    assert SCORE.search(output)
 
 
 def test_broken_images_do_not_stop_a_test_that_draws(teacher, settings, digits, tmp_path):
