@@ -22,7 +22,9 @@ def spec(shapes, tokens=False):
 
 def ofa(shapes, tokens=False, branch="stages", **options):
     # Of the teacher's features only the number counts.
-    return OFA(spec(shapes, tokens), spec([(2, 1, 1)] * 4), branch, **options)
+    method = OFA(branch, **options)
+    method.build_layers(spec(shapes, tokens), spec([(2, 1, 1)] * 4))
+    return method
 
 
 def pyramid(sides, channels=(4, 8, 12, 16)):

@@ -403,7 +403,7 @@ def test_channel_form_differs_from_naive_pooling(feedback_channels):
 @pytest.mark.parametrize("prompt, feedback_channels", FORMS)
 def test_untrained_prompt_is_the_identity(prompt, feedback_channels, dtype):
     block = AdaptiveFeedbackPrompt(8, feedback_channels, prompt)
-    assert block.beta.shape == () and block.beta.item() == 0
+    assert block.beta.shape == (1,) and block.beta.item() == 0
     x = (100 * torch.randn(2, 8, 5, 4)).to(dtype)
     feedback = None
     if feedback_channels is not None:
