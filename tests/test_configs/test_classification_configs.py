@@ -23,7 +23,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, TRANSFORMS, init_default_scope
 
 from pat_mmdet.registry import METHODS
-from pat_mmdet.utils import apply_method, is_distiller, load_config
+from pat_mmdet.utils import apply_method, is_distiller, load_config, teacher_model
 
 WITHOUT_EMA = ("none", "kd", "dkd", "dist", "ofa", "fitnet", "cc", "rkd", "crd")
 
@@ -102,7 +102,8 @@ def test_networks_of_the_published_pairs(pair):
         assert network.loss == dict(type="LabelSmoothLoss", label_smooth_val=0.1)
     assert model.student.pretrained is False
     if data == "cifar100":
-        assert model.teacher.pretrained is False, "all weights come from the checkpoint"
+        teacher = teacher_model(model.teacher, model.teacher_checkpoint)
+        assert teacher.pretrained is False, "all weights come from the checkpoint"
         assert cached(f"teachers/{teacher_name}_{data}").model.pretrained is True
         file = f"{TIMM_NAMES[teacher_name].split('.')[0]}_cifar100.pth"
         assert model.teacher_checkpoint == f"work_dirs/pretrained/{file}"
