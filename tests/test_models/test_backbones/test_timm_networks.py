@@ -269,7 +269,7 @@ def test_prompts_and_features_leave_the_class_token_out(tapped):
         assert torch.equal(other[:, :extra], plain[:, :extra])
         torch.testing.assert_close(other[:, extra:], plain[:, extra:] + 1)
     ends = []
-    handle = resolve(tapped.network, tapped.stages[0].end).register_forward_hook(
+    handle = resolve(tapped.network, tapped.stages[0].output_module).register_forward_hook(
         lambda module, args, output: ends.append(output)
     )
     feature = tapped.view().features[0]
