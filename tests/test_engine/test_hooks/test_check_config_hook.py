@@ -21,13 +21,16 @@ default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
 randomness = dict(seed=3)
 model = dict(teacher_checkpoint=None, input_size=(64, 64))
 """
-IN_PLACE = SHORT + """
+IN_PLACE = (
+    SHORT
+    + """
 for loader in (train_dataloader, val_dataloader):
     loader["dataset"] = dict(data_root={root!r})
 del loader
 val_evaluator = dict(ann_file={root!r} + "annotations/val.json")
 test_evaluator = val_evaluator
 """
+)
 AT_THE_TOP = SHORT + "data_root = {root!r}\n"
 
 
@@ -50,7 +53,9 @@ def losses(cfg, work_dir):
     cfg.visualizer.name = work_dir.name
     Runner.from_cfg(cfg).train()
     (log,) = work_dir.glob("*/vis_data/scalars.json")
-    return [line["loss"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line]
+    return [
+        line["loss"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line
+    ]
 
 
 def test_runner_and_tools_train_alike(write, tmp_path):
