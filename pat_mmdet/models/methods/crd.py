@@ -65,7 +65,8 @@ class CRD(BaseMethod):
     the rows it reads: 2.1 GB at B = 128 with the defaults.
 
     Args:
-        num_data (int): Number of images of the training set; indices are smaller.
+        num_data (int): Number of images of the training set, which has to be set; indices are
+            smaller.
         width (int): Width in which the embeddings are compared.
         num_negatives (int): Negatives for each image, k of the paper.
         momentum (float): Share of the old row when a bank is updated.
@@ -77,7 +78,7 @@ class CRD(BaseMethod):
 
     def __init__(
         self,
-        num_data: int,
+        num_data: int = 0,
         width: int = 128,
         num_negatives: int = 16384,
         momentum: float = 0.5,
@@ -91,20 +92,31 @@ class CRD(BaseMethod):
         self.momentum = momentum
         self.temperature = temperature
         self.crd_weight = crd_weight
+
+    def build_layers(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
+        """Build the banks, and the layers to the common width; arguments as in :class:`BaseMethod`.
+
+        Raises:
+            ValueError: If ``num_data`` is not set.
+        """
+        if self.num_data < 1:
+            raise ValueError(
+                f"num_data={self.num_data}: CRD keeps a row for each training image; set "
+                "model.method.num_data to their number"
+            )
+        self.student_layer = nn.Linear(student.embedding, self.width)
+        self.teacher_layer = nn.Linear(teacher.embedding, self.width)
         # A generator of its own: every process begins with the same banks.
         generator = torch.Generator().manual_seed(0)
-        tensors = {name: torch.randn(num_data, width, generator=generator) for name in _BANKS}
+        tensors = {
+            name: torch.randn(self.num_data, self.width, generator=generator) for name in _BANKS
+        }
         for bank in tensors.values():
             F.normalize(bank, dim=1, out=bank)
         # Negative: not known yet.
         tensors.update((name, torch.tensor(-1.0)) for name in _CONSTANTS)
         self._memory = _Memory(tensors)
         self._started = False
-
-    def build_layers(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
-        """Build the layers to the common width; arguments as in :class:`BaseMethod`."""
-        self.student_layer = nn.Linear(student.embedding, self.width)
-        self.teacher_layer = nn.Linear(teacher.embedding, self.width)
 
     def forward(
         self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher

@@ -96,8 +96,7 @@ def test_requires_depends_on_hyper_parameters(method, requires):
 
 def test_methods_are_built_without_networks():
     for name in METHODS.module_dict:
-        options = dict(num_data=4) if name == "CRD" else {}
-        method = build_method(dict(type=name, **options))
+        method = build_method(dict(type=name))
         assert list(method.parameters()) == [], name
 
 

@@ -710,5 +710,6 @@ def test_rkd_overlay_in_detection():
 
 
 def test_crd_needs_the_number_of_images():
-    with pytest.raises(TypeError, match="num_data"):
-        CRD()
+    spec = FeatureSpec((), embedding=4)
+    with pytest.raises(ValueError, match=r"set model.method.num_data to their number"):
+        build_layers(CRD(), spec, spec)
