@@ -45,8 +45,8 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
         if own:
             sys.exit(f"error: {first}")
         line = next(iter(str(first).strip().splitlines()), "")[:300]
-        url = f" for {_url(first)!r}" if isinstance(first, URLError) else ""
-        sys.exit(f"error: {type(first).__name__}: {line}{url} (--traceback shows where)")
+        url = f" at {_url(error)!r}" if isinstance(error, URLError) else ""
+        sys.exit(f"error: {type(first).__name__}{url}: {line} (--traceback shows where)")
 
 
 def _before_training(error: BaseException) -> bool:

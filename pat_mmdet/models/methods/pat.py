@@ -75,6 +75,8 @@ class PAT(BaseMethod):
         super().__init__()
         if feedback not in _FEEDBACKS:
             raise ValueError(f"unknown feedback {feedback!r}; known: {', '.join(_FEEDBACKS)}")
+        if raa_grid < 1 or raa_dim < 1:
+            raise ValueError(f"raa_grid={raa_grid} and raa_dim={raa_dim}: give 1 or more of each")
         if not 0 < prompted_share <= 1:
             raise ValueError(f"prompted_share={prompted_share} is not above 0 and at most 1")
         self.prompt = prompt
