@@ -193,3 +193,14 @@ def test_method_of_own_package_trains(tmp_path, digits):
     state = torch.load(tmp_path / "out/iter_2.pth", weights_only=True)["state_dict"]
     own = {key for key in state if key.startswith("distill.")}
     assert own == {"distill.project.weight", "distill.project.bias", "distill.shift"}
+
+
+def test_arguments_of_a_task():
+    """As in configs of earlier versions, arguments for one task may stand under its name."""
+    cfg = pair_config()
+    cfg.model.method = dict(
+        type="KD", input_size=(64, 64), kd_weight=2.0,
+        detection=dict(temperature=4.0, kd_weight=1.0), classification=dict(temperature=2.0),
+    )  # fmt: skip
+    method = build(cfg).distill
+    assert (method.temperature, method.kd_weight) == (4.0, 2.0)
