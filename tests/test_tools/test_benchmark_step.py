@@ -56,7 +56,11 @@ def test_figures(pair, options, tmp_path):
 @pytest.mark.parametrize(
     "config, options, message",
     [
-        ("students/faster-rcnn_r18_fpn_digits", (), "has no teacher; take one of configs/pat"),
+        (
+            "students/faster-rcnn_r18_fpn_digits",
+            (),
+            "has no teacher, so there is no method",
+        ),
         ("pat/missing", (), "does not exist"),
         ("pat/swin_p-res18_digits", ("--method", "kd"), "--method kd has no prompts"),
         ("pat/swin_p-res18_digits", ("--size", "1", "2", "3"), "one or two numbers, not 3"),
