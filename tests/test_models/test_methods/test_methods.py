@@ -533,10 +533,10 @@ OVERLAY_VALUES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_overlay_applies_and_builds_with_its_values_in_detection(name):
-    small = {"model.method.input_size": (64, 64), "model.teacher_checkpoint": None}
+    small = {"model.input_size": (64, 64), "model.teacher_checkpoint": None}
     cfg = load_config(PAIR, small, name.lower())
     overlay = Config.fromfile(f"configs/_base_/methods/{name.lower()}.py").method
-    assert {**cfg.model.method} == {**overlay, "input_size": (64, 64)}
+    assert {**cfg.model.method} == {**overlay}
     applied = pair_config()
     apply_method(applied, name.lower())
     assert applied.model == cfg.model
@@ -550,20 +550,9 @@ def test_overlay_applies_and_builds_with_its_values_in_detection(name):
         assert (last.in_features, last.out_features) == (1024, 11)
 
 
-def test_values_of_the_overlays_in_classification():
-    from pat_mmdet.models.distillers.base import task_settings
-
-    found = {}
-    for name in ("DKD", "OFA"):
-        method = Config.fromfile(f"configs/_base_/methods/{name.lower()}.py").method
-        found[name] = task_settings(method, "classification")
-    assert (found["DKD"]["alpha"], found["DKD"]["beta"]) == (1.0, 2.0)
-    assert found["OFA"]["eps"] == 1.0
-
-
 def test_option_of_the_command_line_wins_over_the_overlay():
     options = {
-        "model.method.input_size": (64, 64),
+        "model.input_size": (64, 64),
         "model.teacher_checkpoint": None,
         "model.method.alpha": 1.0,
     }
