@@ -11,7 +11,7 @@ PAIR = "configs/pat/swin_p-res18_digits.py"
 
 def pair_config(**options):
     """The digits pair at 64 pixels with a teacher of random weights."""
-    base = {"model.teacher_checkpoint": None, "model.method.input_size": (64, 64)}
+    base = {"model.teacher_checkpoint": None, "model.input_size": (64, 64)}
     return load_config(PAIR, {**base, **{key.replace("__", "."): options[key] for key in options}})
 
 

@@ -44,7 +44,7 @@ def check_two_steps(pair, method, side=None):
     """Trains a pair with the optimizer and the preprocessor of its config."""
     cfg = load(pair_name(*pair))
     cfg = untrained(cfg) if side is None else shrink(cfg, side)
-    side = cfg.model.method.input_size[0]
+    side = cfg.model.input_size[0]
     mixed = "batch_augments" in student_model(cfg).data_preprocessor
     apply_method(cfg, method)
     if method == "crd":

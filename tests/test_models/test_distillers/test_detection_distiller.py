@@ -432,7 +432,7 @@ def test_stage_that_is_not_run_is_refused():
 
 def test_input_size_is_asked_for():
     cfg = pair_config()
-    cfg.model.method.pop("input_size")
+    cfg.model.method.pop("input_size", None)
     cfg.model.pop("input_size", None)
     with pytest.raises(ValueError, match="input_size is not set"):
         build(cfg)

@@ -533,7 +533,7 @@ OVERLAY_VALUES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_overlay_applies_and_builds_with_its_values_in_detection(name):
-    small = {"model.method.input_size": (64, 64), "model.teacher_checkpoint": None}
+    small = {"model.input_size": (64, 64), "model.teacher_checkpoint": None}
     cfg = load_config(PAIR, small, name.lower())
     overlay = Config.fromfile(f"configs/_base_/methods/{name.lower()}.py").method
     assert cfg.model.method == overlay
@@ -559,7 +559,7 @@ def test_values_of_the_overlays_in_classification():
 
 def test_option_of_the_command_line_wins_over_the_overlay():
     options = {
-        "model.method.input_size": (64, 64),
+        "model.input_size": (64, 64),
         "model.teacher_checkpoint": None,
         "model.method.alpha": 1.0,
     }
