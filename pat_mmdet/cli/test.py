@@ -97,11 +97,8 @@ def draw(cfg: Config, args: argparse.Namespace) -> None:
 
         trigger_visualization_hook(cfg, args)
         return
-    # Only there, as detection does without mmpretrain.
-    from pat_mmdet.engine.hooks.cls_visualization_hook import ImageFileVisualizationHook
-
     cfg.default_hooks.visualization.update(
-        type=ImageFileVisualizationHook.__name__,
+        type="ImageFileVisualizationHook",
         enable=True,
         interval=1,
         show=args.show,

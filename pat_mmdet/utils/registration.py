@@ -32,7 +32,11 @@ LOCATIONS = {
         "DATASETS": ["pat_mmdet.datasets"],
         "TRANSFORMS": ["pat_mmdet.datasets.transforms"],
     },
-    "mmpretrain": {**_ROOT, "MODELS": [*_ROOT["MODELS"], "pat_mmdet.models.classifiers"]},
+    "mmpretrain": {
+        **_ROOT,
+        "MODELS": [*_ROOT["MODELS"], "pat_mmdet.models.classifiers"],
+        "HOOKS": [*_ROOT["HOOKS"], "pat_mmdet.engine.hooks.cls_visualization_hook"],
+    },
 }
 
 

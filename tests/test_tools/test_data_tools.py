@@ -237,6 +237,7 @@ train_dataloader = dict(batch_size=2, dataset=dict(type='RepeatDataset', times=2
 val_dataloader = dict(batch_size=1, dataset=dict(
     type='CocoDataset', data_root={root!r}, metainfo=metainfo, test_mode=True,
     ann_file='annotations/val.json', data_prefix=dict(img='val/'), pipeline=test_pipeline))
+default_scope = 'mmdet'
 visualizer = dict(
     type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
 """
@@ -274,7 +275,8 @@ def test_browse_dataset_val_boxes_fit_the_resized_image(config, digits_dir, tmp_
         "add_datasample",
         lambda self, name, image, sample, **_: drawn.append((image, sample.gt_instances.bboxes)),
     )
-    browse = load_tool("browse_dataset.py").browse
+    from pat_mmdet.cli.browse_dataset import browse
+
     assert browse(Config.fromfile(config), "val", 99, tmp_path) == 3
     items = [a for a in annotations(digits_dir, "val")["annotations"] if a["image_id"] == 1]
     expected = np.array([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in items)]) * 1.5
