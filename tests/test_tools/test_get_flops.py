@@ -40,7 +40,7 @@ def test_detection_with_pat(tmp_path):
     # images, which need no gradient. A frozen one: one product.
     assert 1.7 < flops["student_backward"] / flops["student_forward"] < 2
     assert 0.9 < flops["prompted_backward"] / flops["prompted_forward"] < 1.1
-    assert set(flops["layers_forward"]) == {"raa", "aligners", "prompts"}
+    assert set(flops["layers_forward"]) == {"raa", "aligners", "prompts", "hcl_loss"}
     assert all(value > 0 for value in flops["layers_forward"].values())
     assert 1 < flops["layers_backward"] / sum(flops["layers_forward"].values()) < 2.5
 

@@ -72,7 +72,7 @@ def layers_forward(parts: Parts) -> dict[str, int]:
     """The FLOPs of the method's layers in a forward pass, by their name in the method."""
     model = parts.model
     counts = count(lambda: model(parts.inputs, parts.samples, mode="loss")).get_flop_counts()
-    total = {name: 0 for name, child in model.distill.named_children() if [*child.parameters()]}
+    total = dict.fromkeys((name for name, _ in model.distill.named_children()), 0)
     start = f"{type(model).__name__}.distill."
     for name, operators in counts.items():
         parents = name.split(".")
