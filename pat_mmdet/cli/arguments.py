@@ -23,7 +23,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--method`` and ``--settings``."""
+    """Add ``--method`` and ``--settings``."""
     parser.add_argument(
         "--method",
         help="distillation method in place of the config's: a name in configs/_base_/methods, "
@@ -38,11 +38,11 @@ def add_method(parser: argparse.ArgumentParser) -> None:
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--launcher``, and ``--local_rank`` as launchers pass it."""
+    """Add ``--launcher``, and ``--local_rank`` as launchers pass it."""
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
 
 
 def set_local_rank(args: argparse.Namespace) -> None:
-    """Leaves the local rank in the environment, where mmengine looks for it."""
+    """Leave the local rank in the environment, where mmengine looks for it."""
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))

@@ -51,7 +51,7 @@ class Run:
 
 
 def run_tool(name: str, *args: object) -> None:
-    """Runs one of the tools in this process's environment; its output stays visible."""
+    """Run one of the tools in this process's environment; its output stays visible."""
     command = [sys.executable, "-u", TOOLS / name, *args]
     code = subprocess.run([str(part) for part in command], check=False).returncode
     if code:
@@ -59,7 +59,7 @@ def run_tool(name: str, *args: object) -> None:
 
 
 def plan(folder: Path, seed: int, iters: int, teacher_iters: int) -> list[Run]:
-    """Lists the trainings: the teacher, the student alone, and PAT with the same budget."""
+    """List the trainings: the teacher, the student alone, and PAT with the same budget."""
     data = {"data_root": f"{folder / 'digits'}/", "randomness.seed": str(seed)}
 
     def run(title: str, config: str, name: str, steps: int, **options: str) -> Run:
@@ -90,7 +90,7 @@ def plan(folder: Path, seed: int, iters: int, teacher_iters: int) -> list[Run]:
 
 
 def table(runs: list[Run]) -> str:
-    """Formats the results as Markdown."""
+    """Format the results as Markdown."""
     rows = [
         "| network | iterations | training time | mAP | AP50 | AP75 |",
         "|---|---|---|---|---|---|",
@@ -108,7 +108,7 @@ def table(runs: list[Run]) -> str:
 
 
 def load_network(run: Run) -> object:
-    """Builds the network of a training for inference, without its teacher."""
+    """Build the network of a training for inference, without its teacher."""
     from mmdet.apis import init_detector
 
     cfg = load_config(str(run.config), {"data_root": run.options["data_root"]})
@@ -117,7 +117,7 @@ def load_network(run: Run) -> object:
 
 
 def draw_report(runs: list[Run], path: Path, threshold: float = 0.3) -> None:
-    """Draws losses, mAP and boxes on a few test images."""
+    """Draw losses, mAP and boxes on a few test images."""
     import matplotlib
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
@@ -162,7 +162,7 @@ def draw_report(runs: list[Run], path: Path, threshold: float = 0.3) -> None:
 
 
 def claim(folder: Path, settings: dict[str, int]) -> None:
-    """Notes the settings of a demo in its folder.
+    """Record the settings of a demo in its folder.
 
     Raises:
         ValueError: If the folder holds a demo with other settings, which would be mixed up.
@@ -178,7 +178,7 @@ def claim(folder: Path, settings: dict[str, int]) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", default="work_dirs/demo", help="folder for everything")
     parser.add_argument("--seed", type=int, default=0)
@@ -190,7 +190,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs the demo."""
+    """Run the demo."""
     args = parse_args()
     start = time.time()
     folder = Path(args.work_dir)

@@ -1,4 +1,4 @@
-"""Writes a trained student as weights and a config that plain MMDetection or mmpretrain runs.
+"""Write a trained student as weights and a config that plain MMDetection or mmpretrain runs.
 
 The weights of a timm student also load with ``timm.create_model(..., checkpoint_path=...)``.
 """

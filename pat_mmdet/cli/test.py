@@ -1,4 +1,4 @@
-"""Evaluates the student of a config, or its teacher; a teacher is built only when asked for."""
+"""Evaluate the student of a config, or its teacher; a teacher is built only when asked for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pat_mmdet.utils.errors import clear_errors
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of the config")
     parser.add_argument("checkpoint", nargs="?", help="checkpoint; may be left out with --teacher")
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def choose_model(cfg: Config, args: argparse.Namespace) -> str | None:
-    """Puts the network to test in place of the distiller, and gives its checkpoint.
+    """Put the network to test in place of the distiller, and return its checkpoint.
 
     There is none for a teacher of timm that brings its weights along.
 
@@ -67,7 +67,7 @@ def choose_model(cfg: Config, args: argparse.Namespace) -> str | None:
 
 
 def is_classification(cfg: Config) -> bool:
-    """Tells whether a config is for mmpretrain."""
+    """Return True if a config is for mmpretrain."""
     return cfg.get("default_scope") == "mmpretrain"
 
 
@@ -108,7 +108,7 @@ def draw(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Tests as the command line says."""
+    """Test as the command line says."""
     args = parse_args()
 
     from mmengine.model import is_model_wrapper

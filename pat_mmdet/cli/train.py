@@ -1,4 +1,4 @@
-"""Trains a detector or classifier: a student with a teacher, a student alone, or a teacher."""
+"""Train a detector or classifier: a student with a teacher, a student alone, or a teacher."""
 
 import argparse
 
@@ -15,7 +15,7 @@ from pat_mmdet.utils.errors import clear_errors
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of the config")
     parser.add_argument("--work-dir", help="folder for logs and checkpoints")
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
-    """Carries the flags of the command line into the config.
+    """Apply the flags of the command line to the config.
 
     Raises:
         FileNotFoundError: If the checkpoint to resume from does not exist.
@@ -83,7 +83,7 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Trains as the command line says."""
+    """Train as the command line says."""
     args = parse_args()
 
     from mmengine.runner import Runner

@@ -1,4 +1,4 @@
-"""Times a training step and the passes that it cannot do without.
+"""Time a training step and the passes that it cannot do without.
 
 All parts run in turn in one process, so that their ratios hold on a noisy machine. A step is
 forward and backward pass, without the optimizer. The floor of a method with prompts is the sum of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,7 +48,7 @@ def gradient_memory(model: nn.Module) -> float:
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Runs all parts in turn; gives the seconds of each run, and the memory in MiB.
+    """Run all parts in turn; return the seconds of each run, and the memory in MiB.
 
     Raises:
         ValueError: If the method has no prompts.
@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
 
 
 def report(times: dict[str, list[float]], memory: dict[str, Any], args: argparse.Namespace) -> dict:
-    """Puts the figures together that are printed and written."""
+    """Put the figures together that are printed and written."""
     import torch
 
     mid = {name: median(values) for name, values in times.items()}
@@ -127,7 +127,7 @@ def report(times: dict[str, list[float]], memory: dict[str, Any], args: argparse
 
 
 def show(figures: dict) -> None:
-    """Prints the figures as a table."""
+    """Print the figures as a table."""
     print(f"{'':>10} {'median ms':>10} {'min':>9} {'max':>9} {'peak MiB':>9}")
     for name, (least, most) in figures["spread"].items():
         print(
@@ -148,7 +148,7 @@ def show(figures: dict) -> None:
 
 
 def main() -> None:
-    """Measures as the command line says."""
+    """Measure as the command line says."""
     args = parse_args()
     with clear_errors():
         figures = report(*measure(args), args)

@@ -1,4 +1,4 @@
-"""Counts the FLOPs and parameters of a training step, part by part, and what processes exchange.
+"""Count the FLOPs and parameters of a training step, part by part, and what processes exchange.
 
 Real passes on a random batch are counted: convolutions, linear layers and attention, a product
 with its sum as two. Norms, activations, RoIAlign, losses and the optimizer are not in it.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def count(run: Callable[[], object]) -> FlopCounterMode:
-    """Counts what a run takes, always with the same random numbers."""
+    """Count what a run takes, always with the same random numbers."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -107,7 +107,7 @@ def gathered_bytes(parts: Parts) -> int:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Counts all parts of a step; the figures are those that are printed and written."""
+    """Count all parts of a step; the figures are those that are printed and written."""
     from parts import Parts, default_device
 
     from pat_mmdet.structures import Requires
@@ -152,7 +152,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def show(figures: dict) -> None:
-    """Prints the figures as tables."""
+    """Print the figures as tables."""
     settings, counted = figures["settings"], figures["flops"]
     print(f"{settings['config']}, {settings['method']}, a batch of {settings['batch_size']}\n")
     print(f"{'':<30} {'GFLOPs':>10}")
@@ -184,7 +184,7 @@ def show(figures: dict) -> None:
 
 
 def main() -> None:
-    """Counts as the command line says."""
+    """Count as the command line says."""
     args = parse_args()
     with clear_errors():
         figures = measure(args)

@@ -162,7 +162,7 @@ class Parts:
 
 
 def _forget_weights(node: Any) -> None:
-    """Takes pretrained weights out of a config: the speed does not depend on them."""
+    """Take pretrained weights out of a config: the speed does not depend on them."""
     if isinstance(node, (list, tuple)):
         for item in node:
             _forget_weights(item)
@@ -189,7 +189,7 @@ def _batch(model: nn.Module, count: int, size: Sequence[int]) -> dict:
 
 
 def seconds(run: Callable[[], None], device: torch.device) -> float:
-    """Times one run, with all that it started on the device."""
+    """Time one run, with all that it started on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

@@ -6,7 +6,7 @@ from pat_mmdet.cli.arguments import add_cfg_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that choose the networks and the batch."""
+    """Add the arguments that choose the networks and the batch."""
     parser.add_argument("config", help="path of the config of a pair")
     parser.add_argument("--method", default="pat", help="method to measure beside KD")
     parser.add_argument("--batch-size", type=int, default=4, help="images of a step")

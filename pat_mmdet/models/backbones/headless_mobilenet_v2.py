@@ -27,7 +27,7 @@ class HeadlessMobileNetV2(MobileNetV2):
             getattr(self, name).requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Gives the maps (B, C, h, w) of the stages asked for, for images (B, 3, H, W)."""
+        """Return the maps (B, C, h, w) of the stages asked for, for images (B, 3, H, W)."""
         x = self.conv1(x)
         outputs = []
         for i, name in enumerate(self.layers[: max(self.out_indices) + 1]):

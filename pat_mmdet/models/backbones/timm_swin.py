@@ -40,7 +40,7 @@ def _settings(name: str) -> dict[str, Any]:
 
 
 def plain_settings(name: str) -> dict[str, Any]:
-    """Expresses a network of this module by one that timm has.
+    """Express a network of this module by one that timm has.
 
     Args:
         name (str): Name of a timm model.

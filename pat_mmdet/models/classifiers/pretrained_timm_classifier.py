@@ -15,5 +15,5 @@ class PretrainedTimmClassifier(TimmClassifier):
     """
 
     def init_weights(self) -> None:
-        """Leaves the weights as they are."""
+        """Leave the weights as they are."""
         self._is_init = True
