@@ -242,6 +242,11 @@ def check_data_settings(cfg: Config) -> None:
 
 def _check_classes(cfg: Config) -> None:
     """Compare the classes of all data sets, and those of the first one with the heads."""
+    for split in SPLITS:
+        for path, node in data_sets(cfg, split):
+            # MMDetection would take the classes of COCO.
+            if _names(_written_classes(node)) == ():
+                raise ConfigError(f"{path}.metainfo.classes is empty; name the classes of the data")
     known = [
         (path, node, classes)
         for split in SPLITS

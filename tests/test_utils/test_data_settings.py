@@ -227,6 +227,19 @@ def test_contradiction_names_both_values_and_places(write, text, options, messag
         load_config(write(text), options)
 
 
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("", {"classes": ()}),
+        ("", {"val_dataloader.dataset.metainfo.classes": []}),
+        ("classes = ()\n", {}),
+    ],
+)
+def test_no_classes_are_refused(write, text, options):
+    with pytest.raises(ConfigError, match=r"dataset\.metainfo\.classes is empty; name the classes"):
+        load_config(write(text), options)
+
+
 def test_value_of_the_base_written_by_hand_is_not_replaced(write):
     text = "data_root = 'y/'\nval_dataloader = dict(dataset=dict(data_root='data/digits/'))\n"
     with pytest.raises(ConfigError, match=r"data_root='y/' .*data_root='data/digits/'"):
