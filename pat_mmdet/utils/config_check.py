@@ -277,7 +277,7 @@ def _scoped(registry: str, scope: str) -> Registry:
 
 
 class Accepted(NamedTuple):
-    """What a class or function takes.
+    """Arguments of a class or function.
 
     Attributes:
         keys (frozenset[str]): Names of its arguments.

@@ -67,11 +67,11 @@ def test_nothing_of_the_project_or_the_machine_is_left():
     cfg = load_config(
         str(PAIR),
         {
-            "data_root": "/home/me/photos/mine/",
-            "work_dir": "/home/me/runs",
-            "load_from": "/home/me/first.pth",
+            "data_root": "/srv/me/photos/mine/",
+            "work_dir": "/srv/me/runs",
+            "load_from": "/srv/me/first.pth",
             "val_evaluator.type": "FasterCocoMetric",
-            "model.student.backbone.init_cfg": dict(type="Pretrained", checkpoint="/home/me/r.pth"),
+            "model.student.backbone.init_cfg": dict(type="Pretrained", checkpoint="/srv/me/r.pth"),
             "model.student.neck.init_cfg": dict(type="Xavier", layer="Conv2d"),
             "custom_hooks": [
                 dict(type="DistillWeightHook", begin=1, end=2),

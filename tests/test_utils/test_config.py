@@ -20,7 +20,7 @@ SAFETY = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
 @pytest.fixture(autouse=True)
 def restored_environment(monkeypatch):
-    """Puts the variables back that a test may change."""
+    """Restore the variables that a test may change."""
     for name in SAFETY:
         monkeypatch.setenv(name, "0")
         monkeypatch.delenv(name)

@@ -220,7 +220,7 @@ def peak_memory(run: Callable[[], None], device: torch.device) -> float:
 
 
 def saved_memory(run: Callable[[], None], model: torch.nn.Module) -> float:
-    """What autograd keeps for the backward pass of a run, in MiB, weights not counted."""
+    """Return what autograd saves for the backward pass of a run, in MiB, without weights."""
     weights = {param.untyped_storage().data_ptr() for param in model.parameters()}
     weights |= {param.untyped_storage().data_ptr() for param in model.teacher.parameters()}
     sizes: dict[int, int] = {}

@@ -293,7 +293,7 @@ class DetectionTeacher(FrozenTeacher):
 
 
 class _Normalisation(NamedTuple):
-    """What a data preprocessor does with images.
+    """Normalisation by a data preprocessor.
 
     Attributes:
         mean (Tensor): (3, 1, 1), in units of pixel values.

@@ -222,7 +222,7 @@ def step(model, optimizer, seed):
 
 
 def as_before(state):
-    """Gives β the shape () that it had in checkpoints of earlier versions."""
+    """Return β in the shape () of checkpoints of earlier versions."""
     if isinstance(state, dict):
         return {key: value if key == "step" else as_before(value) for key, value in state.items()}
     return state.reshape(()) if isinstance(state, torch.Tensor) and state.shape == (1,) else state

@@ -224,7 +224,7 @@ def test_resumed_iterator(advance):
 
 
 def test_every_option_of_a_data_loader_is_used():
-    """What torch's loader is built with is what stands in the config, whatever the option."""
+    """Every option of the config reaches the loader of torch."""
 
     def start(worker_id, extra):
         pass

@@ -78,7 +78,7 @@ def equal(first, second):
 
 
 def entries(tapped, images):
-    """What enters the stages, as a prompt sees it."""
+    """Return the inputs of the stages as a prompt gets them."""
     network, prompter, *_ = tapped
     seen = {}
 
