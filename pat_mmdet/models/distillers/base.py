@@ -317,7 +317,8 @@ def _one_input_size(size: Sequence[int] | None, of_method: Sequence[int] | None)
     if size is not None and of_method is not None and tuple(size) != tuple(of_method):
         raise ValueError(
             f"model.input_size={tuple(size)} and model.method.input_size={tuple(of_method)} "
-            "differ; remove the second"
+            "differ; give the size that is meant as model.input_size, and leave out the other, its "
+            "earlier name"
         )
     return of_method if size is None else size
 
