@@ -32,7 +32,7 @@ MM = [
 CLASSIFICATION = ["mmpretrain>=1.0.0,<2.0.0", "timm>=0.9"]
 DEMO = ["scikit-learn", "matplotlib"]
 FASTER_EVAL = ["faster-coco-eval>=1.6.5"]
-TEST = ["import-linter", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff"]
+TEST = ["coverage", "mypy", "pytest", "pytest-xdist", "ruff"]
 
 
 def links_and_caches(folder: str, names: list[str]) -> list[str]:

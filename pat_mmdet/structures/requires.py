@@ -1,4 +1,4 @@
-"""What a method reads of student and teacher."""
+"""Flags of the outputs that a method reads."""
 
 import enum
 

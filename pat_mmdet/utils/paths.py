@@ -1,4 +1,4 @@
-"""Where the project's configs and tools lie."""
+"""Paths of the project's configs and tools."""
 
 from __future__ import annotations
 

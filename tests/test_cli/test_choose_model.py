@@ -1,4 +1,4 @@
-"""What ``test --teacher`` evaluates, where the teacher is the path of a config file."""
+"""The network that ``test --teacher`` evaluates, where the teacher is the path of a config file."""
 
 from argparse import Namespace
 

@@ -1,4 +1,4 @@
-"""What fast layers and blocks share."""
+"""Helpers of fast layers and blocks."""
 
 from __future__ import annotations
 
