@@ -1,8 +1,5 @@
-import subprocess
-import sys
-
 import pytest
-from helpers.tools import ROOT
+from helpers.tools import run_tool
 
 import pat_mmdet  # noqa: F401  before mmdet, which without it needs an mmcv with compiled operators
 
@@ -18,11 +15,8 @@ def one_thread():
 def digits(tmp_path_factory):
     """A small set of generated digits: 24 images to train on and 8 to test on, 64 pixels wide."""
     folder = tmp_path_factory.mktemp("data") / "digits"
-    subprocess.run(
-        [
-            sys.executable, ROOT / "tools/dataset_converters/make_digits.py", folder,
-            "--train", "24", "--val", "8", "--size", "64", "--max-digit", "32",
-        ],
-        check=True,
+    run_tool(
+        "dataset_converters/make_digits.py", folder,
+        "--train", 24, "--val", 8, "--size", 64, "--max-digit", 32,
     )  # fmt: skip
     return folder

@@ -1,14 +1,23 @@
 """Running the tools as a user does."""
 
 import importlib.util
+import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Importing the libraries takes most of a short run: a server does it once and forks each run.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["pat_mmdet", "mmdet.apis", "mmpretrain.models", "timm", "torch._dynamo", "matplotlib.pyplot"]
+)
 
 
 def free_port():
@@ -18,17 +27,49 @@ def free_port():
         return str(found.getsockname()[1])
 
 
-def run_tool(name, *args, code=0, **kwargs):
-    """Runs a tool and gives its output; fails if it does not end with the code."""
-    command = [sys.executable, str(ROOT / "tools" / name), *map(str, args)]
-    if name.endswith(".sh"):
-        command[0] = "bash"
-        kwargs["env"] = {**os.environ, "PYTHON": sys.executable, "PORT": free_port()}
-    result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **kwargs
-    )
-    assert result.returncode == code, result.stdout[-4000:]
-    return result.stdout
+def _run_main(path, args, cwd, env, output):
+    """Run a script as ``python path args`` does, its output in a file."""
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(1, 2)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    sys.argv = [path, *args]
+    sys.path[:0] = [os.path.dirname(path), *env.get("PYTHONPATH", "").split(os.pathsep)]
+    runpy.run_path(path, run_name="__main__")
+
+
+def run_tool(name, *args, code=0, cwd=None, env=None):
+    """Run a tool in a process of its own and return its output.
+
+    Args:
+        name (str): Path of the tool below ``tools``.
+        args: Its arguments.
+        code (int): The exit code it has to end with; negative for a signal.
+        cwd (Path, optional): Working directory.
+        env (dict, optional): Environment variables in place of those of this process.
+    """
+    path, args = str(ROOT / "tools" / name), list(map(str, args))
+    env = {**(os.environ if env is None else env)}
+    with tempfile.NamedTemporaryFile("r") as output:
+        if name.endswith(".sh"):
+            env.update(PYTHON=sys.executable, PORT=free_port())
+            with open(output.name, "w") as file:
+                result = subprocess.run(
+                    ["bash", path, *args],
+                    stdout=file, stderr=file, check=False, cwd=cwd, env=env,
+                ).returncode  # fmt: skip
+        else:
+            process = _CONTEXT.Process(
+                target=_run_main, args=(path, args, cwd or os.getcwd(), env, output.name)
+            )
+            process.start()
+            process.join()
+            result = process.exitcode
+        text = output.read()
+    assert result == code, text[-4000:]
+    return text
 
 
 def load_tool(name):

@@ -3,34 +3,13 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from helpers.tools import ROOT, load_tool
+from helpers.tools import ROOT, load_tool, run_tool
 from PIL import Image
 from pycocotools.coco import COCO
-
-TOOLS = ROOT / "tools"
-
-
-def run(tool, *args, **env):
-    return subprocess.run(
-        [sys.executable, str(TOOLS / tool), *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        timeout=120,
-    )
-
-
-def assert_one_clear_error(result, *words):
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert str(word) in result.stderr
-
 
 # ------------------------------------------------------------------------- make_digits
 
@@ -73,9 +52,8 @@ def annotations(root, split):
 
 
 def test_digits_are_the_same_in_another_process(digits_dir, tmp_path):
-    result = run("dataset_converters/make_digits.py", tmp_path / "again", *flags())
-    assert result.returncode == 0, result.stderr
-    assert "train: 4/4 images" in result.stdout
+    output = run_tool("dataset_converters/make_digits.py", tmp_path / "again", *flags())
+    assert "train: 4/4 images" in output
     assert tree_hash(tmp_path / "again") == tree_hash(digits_dir)
 
 
@@ -209,8 +187,9 @@ def test_digits_refuse_a_folder_of_somebody_else(make, tmp_path, content):
 
 
 def test_digits_impossible_arguments_are_one_message(tmp_path):
-    result = run("dataset_converters/make_digits.py", tmp_path / "out", "--max-digit", 200)
-    assert result.returncode == 2 and "--max-digit <= --size" in result.stderr
+    args = (tmp_path / "out", "--max-digit", 200)
+    output = run_tool("dataset_converters/make_digits.py", *args, code=2)
+    assert "--max-digit <= --size" in output
     assert not (tmp_path / "out").exists()
 
 
@@ -252,10 +231,8 @@ def config(digits_dir, tmp_path):
 
 def test_browse_dataset_writes_pictures_without_a_display(config, digits_dir, tmp_path):
     out = tmp_path / "pictures"
-    result = run(
-        "browse_dataset.py", config, "--output-dir", out, "--number", 6, DISPLAY="", MPLBACKEND=""
-    )
-    assert result.returncode == 0, result.stderr
+    environment = {**os.environ, "DISPLAY": "", "MPLBACKEND": ""}
+    run_tool("browse_dataset.py", config, "--output-dir", out, "--number", 6, env=environment)
     # Two rounds over four images: equal names do not overwrite each other.
     names = sorted(path.name for path in out.iterdir())
     assert names == [f"{index:05d}_{index % 4:06d}.png" for index in range(6)]
@@ -289,18 +266,18 @@ def test_browse_dataset_val_boxes_fit_the_resized_image(config, digits_dir, tmp_
 def test_print_config_merges_method_and_options(tmp_path):
     from mmengine.config import Config
 
-    pair = TOOLS.parent / "configs/pat/swin_p-res18_digits.py"
+    pair = ROOT / "configs/pat/swin_p-res18_digits.py"
     saved = tmp_path / "new" / "saved.py"
     options = ["model.method.kd_weight=0.5", "train_dataloader.batch_size=7", "data_root=mine/"]
-    result = run(
+    output = run_tool(
         "print_config.py", pair, "--method", "kd", "--save-path", saved, "--cfg-options", *options
     )
-    assert result.returncode == 0, result.stderr
-    assert "batch_size=7" in result.stdout
+    assert "batch_size=7" in output
     cfg = Config.fromfile(saved)
     assert cfg.model.method.type == "KD" and cfg.model.method.kd_weight == 0.5
     assert cfg.val_dataloader.dataset.data_root == "mine/"
-    assert_one_clear_error(run("print_config.py", pair, "--method", "wrong"), "unknown method")
+    output = run_tool("print_config.py", pair, "--method", "wrong", code=1)
+    assert "unknown method" in output and "Traceback" not in output
 
 
 @pytest.mark.parametrize("tool", ["print_config.py", "browse_dataset.py"])
