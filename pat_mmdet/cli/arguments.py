@@ -9,7 +9,7 @@ from pat_mmdet.utils.config import SETTINGS
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options``, and ``--traceback`` for what its values lead to."""
+    """Add ``--cfg-options`` and ``--traceback``."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -17,8 +17,13 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         help="override settings of the config, as key=value; nested keys with dots, "
         'lists as key="[a,b]" without blanks',
     )
+    add_traceback(parser)
+
+
+def add_traceback(parser: argparse.ArgumentParser) -> None:
+    """Add ``--traceback``, which :func:`pat_mmdet.utils.errors.clear_errors` takes."""
     parser.add_argument(
-        "--traceback", action="store_true", help="show where an error comes from, not one line"
+        "--traceback", action="store_true", help="show the traceback of an error, not one line"
     )
 
 

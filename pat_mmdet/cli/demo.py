@@ -1,4 +1,4 @@
-"""The whole way on generated data: a teacher, a student alone, the same student with PAT.
+"""Train a teacher, a student alone and the student with PAT on generated data.
 
 Every part that is done already is skipped, and one that was interrupted is resumed, so the command
 can be given again at any time. Ends with a table and work_dirs/demo/report.png.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from pat_mmdet.cli.arguments import add_traceback
 from pat_mmdet.utils import RunDir, load_config, student_model
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.paths import CONFIGS, TOOLS
@@ -39,7 +40,7 @@ class Run:
     training: RunDir
 
     def train(self) -> None:
-        """Trains, or goes on with what an earlier call began."""
+        """Train, or resume what an earlier call began."""
         if self.training.is_finished():
             print(f"[demo] {self.title}: done already", flush=True)
             return
@@ -63,7 +64,7 @@ def plan(folder: Path, seed: int, iters: int, teacher_iters: int) -> list[Run]:
     data = {"data_root": f"{folder / 'digits'}/", "randomness.seed": str(seed)}
 
     def run(title: str, config: str, name: str, steps: int, **options: str) -> Run:
-        warm_up = str(min(steps // 6, 80))
+        warm_up = str(max(min(steps // 6, 80), 1))
         scheduled = {
             "train_cfg.max_iters": str(steps),
             "param_scheduler.0.end": warm_up,
@@ -167,14 +168,14 @@ def claim(folder: Path, settings: dict[str, int]) -> None:
     Raises:
         ValueError: If the folder holds a demo with other settings, which would be mixed up.
     """
-    note = folder / "demo.json"
-    if note.is_file() and json.loads(note.read_text()) != settings:
+    note, text = folder / "demo.json", json.dumps(settings)
+    if note.is_file() and note.read_text() != text:
         raise ValueError(
             f"{folder} holds a demo with other settings ({note.read_text()}); give another "
             "--work-dir, or remove that folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(settings))
+    note.write_text(text)
 
 
 def parse_args() -> argparse.Namespace:
@@ -186,16 +187,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--teacher-iters", type=int, default=900)
     parser.add_argument("--images", type=int, default=3000, help="training images")
     parser.add_argument("--val-images", type=int, default=200, help="test images")
-    return parser.parse_args()
+    add_traceback(parser)
+    args = parser.parse_args()
+    if min(args.iters, args.teacher_iters) < 2:
+        parser.error("--iters and --teacher-iters must be at least 2")
+    if min(args.images, args.val_images) < 1 or args.seed < 0:
+        parser.error("--images and --val-images must be at least 1, --seed at least 0")
+    return args
 
 
-def main() -> None:
-    """Run the demo."""
-    args = parse_args()
+def run_demo(args: argparse.Namespace) -> None:
+    """Generate the data, train the networks and report the results."""
     start = time.time()
     folder = Path(args.work_dir)
-    with clear_errors():
-        claim(folder, {key: value for key, value in vars(args).items() if key != "work_dir"})
+    names = ("seed", "iters", "teacher_iters", "images", "val_images")
+    claim(folder, {name: getattr(args, name) for name in names})
     # One core is left to the data loader.
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 2) - 1, 1)))
     run_tool(
@@ -212,6 +218,13 @@ def main() -> None:
     print(
         f"[demo] curves and boxes: {folder / 'report.png'} ({(time.time() - start) / 60:.1f} min)"
     )
+
+
+def main() -> None:
+    """Run the demo as the command line says."""
+    args = parse_args()
+    with clear_errors(args.traceback):
+        run_demo(args)
 
 
 if __name__ == "__main__":

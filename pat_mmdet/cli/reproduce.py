@@ -29,7 +29,7 @@ from typing import IO
 
 from mmengine.config import Config
 
-from pat_mmdet.cli.arguments import add_cfg_options
+from pat_mmdet.cli.arguments import add_cfg_options, add_traceback
 from pat_mmdet.utils import RunDir, load_config, read_record, write_atomic, write_record
 from pat_mmdet.utils.config import SETTINGS
 from pat_mmdet.utils.errors import clear_errors
@@ -341,6 +341,7 @@ def parse_args() -> argparse.Namespace:
     add("--work-dir", default="work_dirs/reproduce")
     add("--jobs", type=int, default=1, help="trainings at a time")
     add("--cfg-options", nargs="+", default=[], help="settings of all trainings, as of train.py")
+    add_traceback(parser)
     return parser.parse_args()
 
 
@@ -388,7 +389,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, signal.default_int_handler)  # as Ctrl-C
-    with clear_errors():
+    with clear_errors(args.traceback):
         check_arguments(args)
         if args.list:
             show_list([find_table(args.table)] if args.table else [*load_tables().values()], args)

@@ -68,4 +68,5 @@ def test_a_config_without_training_data_is_refused(tmp_path):
     config = tmp_path / "none.py"
     config.write_text("model = dict()")
     output = run_tool(TOOL, config, code=1)
-    assert output == f"error: config '{config}' has no train_dataloader\n"
+    error = f"error: config '{config}' has no train_dataloader; give that of a training\n"
+    assert output == error

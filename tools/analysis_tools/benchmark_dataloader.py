@@ -21,7 +21,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from pat_mmdet.cli.arguments import add_cfg_options
-from pat_mmdet.utils import load_config
+from pat_mmdet.utils import check_data, load_config
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
 
@@ -90,25 +90,33 @@ def benchmark(cfg: Config, max_iter: int, num_warmup: int) -> dict:
     )
 
 
-def main() -> None:
-    """Measure, print, and write the result where asked to."""
-    args = parse_args()
-    with clear_errors():
-        cfg = load_config(args.config, args.cfg_options)
-        if cfg.get("train_dataloader") is None:
-            raise ValueError(f"config {args.config!r} has no train_dataloader")
-        result = benchmark(cfg, args.max_iter, args.num_warmup)
-    print(
-        f"{args.config}: batches of {result['batch_size']}, {result['num_workers']} workers\n"
+def report(config: str, result: dict) -> str:
+    """Describe a result in words."""
+    return (
+        f"{config}: batches of {result['batch_size']}, {result['num_workers']} workers\n"
         f"{result['images_per_second']:.1f} images a second, {result['ms_per_batch']:.1f} ms a "
         f"batch ({result['batches']} batches; the first came after "
         f"{result['first_batch_seconds']:.1f} s)\n"
         f"A training whose steps take more than {result['ms_per_batch']:.0f} ms does not wait for "
         "its data."
     )
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(args.json, json.dumps(dict(config=args.config, **result), indent=2))
+
+
+def main() -> None:
+    """Measure, print, and write the result where asked to."""
+    args = parse_args()
+    with clear_errors(args.traceback):
+        cfg = load_config(args.config, args.cfg_options)
+        if cfg.get("train_dataloader") is None:
+            raise ValueError(
+                f"config {args.config!r} has no train_dataloader; give that of a training"
+            )
+        check_data(cfg, "train")
+        result = benchmark(cfg, args.max_iter, args.num_warmup)
+        print(report(args.config, result))
+        if args.json is not None:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(args.json, json.dumps(dict(config=args.config, **result), indent=2))
 
 
 if __name__ == "__main__":

@@ -150,11 +150,11 @@ def show(figures: dict) -> None:
 def main() -> None:
     """Measure as the command line says."""
     args = parse_args()
-    with clear_errors():
+    with clear_errors(args.traceback):
         figures = report(*measure(args), args)
-    show(figures)
-    if args.json:
-        write_atomic(Path(args.json), json.dumps(figures, indent=2) + "\n")
+        show(figures)
+        if args.json:
+            write_atomic(Path(args.json), json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
+from pat_mmdet.cli.arguments import add_traceback
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
 
@@ -120,13 +121,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("data/cifar10"), help="default: data/cifar10"
     )
+    add_traceback(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     """Unpack and say what is there."""
     args = parse_args()
-    with clear_errors():
+    with clear_errors(args.traceback):
         counts, written = unpack(args.archive, args.out)
     images = ", ".join(f"{counts[split]} images in {split}" for split in SPLITS)
     print(f"{args.out}: {images} ({written} written now)")

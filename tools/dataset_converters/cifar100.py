@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pat_mmdet.cli.arguments import add_traceback
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
 
@@ -127,13 +128,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("data/cifar100"), help="default: data/cifar100"
     )
+    add_traceback(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     """Unpack and say what was done."""
     args = parse_args()
-    with clear_errors():
+    with clear_errors(args.traceback):
         written = prepare(args.archive, args.out)
     done = f"wrote {', '.join(written)}" if written else "nothing to do"
     print(f"{args.out / FOLDER}: complete and as published ({done})")

@@ -21,6 +21,7 @@ import os
 import re
 from pathlib import Path
 
+from pat_mmdet.cli.arguments import add_traceback
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
 
@@ -229,13 +230,14 @@ def parse_args() -> argparse.Namespace:
         "root", type=Path, nargs="?", default=Path("data/imagenet"), help="default: data/imagenet"
     )
     parser.add_argument("--val-labels", type=Path, help="classes of the images in val")
+    add_traceback(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     """Check and say what is there."""
     args = parse_args()
-    with clear_errors():
+    with clear_errors(args.traceback):
         counts = check(args.root, args.val_labels)
     for split, count in counts.items():
         print(f"{args.root / split}: {count} images of {NUM_CLASSES} classes")

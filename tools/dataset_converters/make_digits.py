@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from pat_mmdet.cli.arguments import add_traceback
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
 
@@ -265,7 +266,9 @@ def make_digits(args: argparse.Namespace) -> None:
     Raises:
         ValueError: If scikit-learn is missing, or the folder is not one of this tool.
     """
-    out_dir, options = args.out_dir, {k: v for k, v in vars(args).items() if k != "out_dir"}
+    out_dir, options = args.out_dir, vars(args).copy()
+    for name in ("out_dir", "traceback"):
+        del options[name]
     counts = {split: options[split] for split in SPLITS}
     files = [image_path(out_dir, split, i) for split in SPLITS for i in range(counts[split])]
     annotations = [out_dir / "annotations" / f"{split}.json" for split in SPLITS]
@@ -304,6 +307,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--min-digit", type=int, default=16, help="smallest longer side of a digit, from 8")
     add("--max-digit", type=int, default=48, help="largest longer side of a digit")
     add("--max-digits", type=int, default=5, help="largest number of digits in an image")
+    add_traceback(parser)
     args = parser.parse_args(argv)
     if min(args.train, args.val, args.max_digits) < 1 or args.seed < 0:
         parser.error("--train, --val and --max-digits must be at least 1, --seed at least 0")
@@ -318,7 +322,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Generate the dataset that the command line asks for."""
     args = parse_args()
-    with clear_errors():
+    with clear_errors(args.traceback):
         try:
             make_digits(args)
         except OSError as error:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from mmengine.registry import MODELS, init_default_scope
 from swin import DETECTRON2, convert_backbone, first, fit, read_weights, wrong_source
 
+from pat_mmdet.cli.arguments import add_traceback
 from pat_mmdet.utils import load_config
 from pat_mmdet.utils.errors import clear_errors
 
@@ -168,11 +169,12 @@ def main() -> None:
     parser.add_argument(
         "--drop-mask-head", action="store_true", help="convert the boxes of a Mask R-CNN"
     )
+    add_traceback(parser)
     args = parser.parse_args()
 
     import torch
 
-    with clear_errors():
+    with clear_errors(args.traceback):
         if args.source.endswith((".pkl", ".pickle")):
             raise ValueError(
                 f"checkpoint {args.source!r} is a pickle, which could run foreign code; if you "
@@ -181,8 +183,8 @@ def main() -> None:
             )
         source = read_weights(args.source)
         weights, settings = convert(source, args.input_format, args.drop_mask_head)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=weights), args.out)
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(dict(state_dict=weights), args.out)
     print(f"{len(weights)} tensors: {args.out}")
     # The config's own classes, which stand for COCO's 80, would override their number.
     classes = settings.pop(NUM_CLASSES, None)

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pat_mmdet.cli.arguments import add_traceback
 from pat_mmdet.utils.errors import clear_errors
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def convert(source: dict[str, Tensor]) -> dict[str, Tensor]:
     )
     if len(source) < len(target):
         raise ValueError(
-            f"the source has {len(source)} tensors, MobileNetV2's features have {len(target)}"
+            f"the source has {len(source)} tensors, MobileNetV2's features have {len(target)}; "
+            "give the weights of a MobileNetV2 of width 1.0 in torchvision's order"
         )
     for (old, value), (new, like) in zip(source.items(), target.items()):
         if value.shape != like.shape:
@@ -53,17 +55,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", help="file with a state dict")
     parser.add_argument("out", help="file for the converted weights")
+    add_traceback(parser)
     args = parser.parse_args()
 
     import torch
 
     from pat_mmdet.utils import read_checkpoint
 
-    with clear_errors():
+    with clear_errors(args.traceback):
         source = read_checkpoint(args.source)
         weights = convert(source.get("state_dict", source))
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=weights), args.out)
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(dict(state_dict=weights), args.out)
     print(f"{len(weights)} tensors: {args.out}")
 
 

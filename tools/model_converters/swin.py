@@ -14,6 +14,7 @@ from math import isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pat_mmdet.cli.arguments import add_traceback
 from pat_mmdet.utils.errors import clear_errors
 
 if TYPE_CHECKING:
@@ -178,19 +179,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", help="file with the ImageNet weights (.pth)")
     parser.add_argument("out", help="file for the converted weights")
+    add_traceback(parser)
     args = parser.parse_args()
 
     import torch
     from mmdet.models.backbones.swin import SwinTransformer
 
-    with clear_errors():
+    with clear_errors(args.traceback):
         source = read_weights(args.source)
         weights, settings = convert_backbone(source)
         # Detectors normalise all levels instead of the last one: those norms start new.
         network = torch.nn.ModuleDict({"backbone": SwinTransformer(**settings, out_indices=())})
         weights = fit(weights, network)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=weights), args.out)
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(dict(state_dict=weights), args.out)
     head = sum(re.match(r"(norm|head)\.", key) is not None for key in source)
     print(
         f"{len(weights)} tensors: {args.out}\n"
