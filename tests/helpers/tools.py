@@ -28,8 +28,8 @@ def free_port():
 
 
 def _run_main(path, args, cwd, env, output):
-    """Run a script as ``python path args`` does, its output in a file."""
-    with open(output, "w") as file:
+    """Run a script as ``python path args`` does, its output appended to a file."""
+    with open(output, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(1, 2)
     os.environ.clear()
@@ -40,7 +40,7 @@ def _run_main(path, args, cwd, env, output):
     runpy.run_path(path, run_name="__main__")
 
 
-def run_tool(name, *args, code=0, cwd=None, env=None):
+def run_tool(name, *args, code=0, cwd=None, env=None, processes=1):
     """Run a tool in a process of its own and return its output.
 
     Args:
@@ -49,26 +49,34 @@ def run_tool(name, *args, code=0, cwd=None, env=None):
         code (int): The exit code it has to end with; negative for a signal.
         cwd (Path, optional): Working directory.
         env (dict, optional): Environment variables in place of those of this process.
+        processes (int): Number of processes, which with ``--launcher pytorch`` form one group.
     """
-    path, args = str(ROOT / "tools" / name), list(map(str, args))
+    path, args, cwd = str(ROOT / "tools" / name), list(map(str, args)), cwd or os.getcwd()
     env = {**(os.environ if env is None else env)}
     with tempfile.NamedTemporaryFile("r") as output:
         if name.endswith(".sh"):
             env.update(PYTHON=sys.executable, PORT=free_port())
-            with open(output.name, "w") as file:
-                result = subprocess.run(
-                    ["bash", path, *args],
-                    stdout=file, stderr=file, check=False, cwd=cwd, env=env,
-                ).returncode  # fmt: skip
+            with open(output.name, "a") as file:
+                done = subprocess.run(
+                    ["bash", path, *args], stdout=file, stderr=file, cwd=cwd, env=env
+                )
+            codes = {done.returncode}
         else:
-            process = _CONTEXT.Process(
-                target=_run_main, args=(path, args, cwd or os.getcwd(), env, output.name)
+            group = dict(
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), WORLD_SIZE=str(processes)
             )
-            process.start()
-            process.join()
-            result = process.exitcode
+            started = []
+            for rank in map(str, range(processes)):
+                own = {**env, **group, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else env
+                started.append(
+                    _CONTEXT.Process(target=_run_main, args=(path, args, cwd, own, output.name))
+                )
+                started[-1].start()
+            for process in started:
+                process.join()
+            codes = {process.exitcode for process in started}
         text = output.read()
-    assert result == code, text[-4000:]
+    assert codes == {code}, text[-4000:]
     return text
 
 

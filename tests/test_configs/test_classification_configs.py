@@ -227,7 +227,7 @@ def test_published_settings_of_imagenet():
     assert ema_of(read(name, None, "ofa", "published")) == pytest.approx(4e-5)
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("pair", [PAIRS[0], PAIRS[12], PAIRS[-1]], ids="-".join)
 def test_without_method_the_student_is_left(pair):
     cfg = load(pair_name(*pair))
     apply_method(cfg, "none")
@@ -256,8 +256,7 @@ def test_arguments_for_classification(method, arguments):
 
 
 @pytest.mark.parametrize("method", [name for name in OVERLAYS if name != "none"])
-@pytest.mark.parametrize("pair", [PAIRS[0], PAIRS[12], PAIRS[-1]], ids="-".join)
-def test_overlay_applies(pair, method):
+def test_overlay_applies(method, pair=PAIRS[12]):
     cfg, plain = load(pair_name(*pair)), cached(pair_name(*pair))
     overlay = overlay_of(method)
     apply_method(cfg, method)

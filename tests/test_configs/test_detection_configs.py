@@ -367,22 +367,17 @@ def test_overlay_applies_to_the_digits_pair(name):
         assert {**cfg.model.method} == {**overlay.method}
     assert {**cfg.model, "method": None} == {**plain.model, "method": None}
     assert overlay.method.type in METHODS
+
+
+def test_crd_is_for_classification():
     small = {"model.input_size": (64, 64), "model.teacher_checkpoint": None}
-    small = load_config(str(ROOT / PAIR), small, name)
-    if name == "crd":
-        with pytest.raises(ValueError, match=r"CRD keeps a memory .*--method rkd or cc"):
-            build(small)
-        return
-    model = build(small)
-    assert type(model.distill) is METHODS.get(overlay.method.type)
-    losses = train_step(model, batch(model))
-    assert any(key.startswith("loss_") and torch.is_tensor(losses[key]) for key in losses)
+    with pytest.raises(ValueError, match=r"CRD keeps a memory .*--method rkd or cc"):
+        build(load_config(str(ROOT / PAIR), small, "crd"))
 
 
-@pytest.mark.parametrize("pair", ["pat/swin_p-res18_digits.py", "pat/swin_p-mbv2_bccd.py"])
 @pytest.mark.parametrize("method", [name for name in OVERLAYS if name not in ("none", "crd")])
-def test_every_method_trains_both_students(pair, method):
-    model = build(shrink(load(pair, None, method)))
+def test_every_method_trains(method):
+    model = build(shrink(load("pat/swin_p-mbv2_bccd.py", None, method)))
     data = batch(model, [(3, 64, 96), (3, 60, 90)], num_classes=3)
     optimizer = torch.optim.SGD(trainable(model).values(), lr=1e-3)
     for _ in range(2):

@@ -115,7 +115,8 @@ def test_crd_over_epochs_in_two_processes(settings, tmp_path, monkeypatch):
         f"model.method.num_data={TRAINED + 6}", "model.method.num_negatives=16",
     ]  # fmt: skip
     runs = tmp_path / "unbroken", tmp_path / "resumed"
-    run_tool("dist_train.sh", config, 2, "--work-dir", runs[0], *options)
+    train = ("train.py", config, "--launcher", "pytorch")
+    run_tool(*train, "--work-dir", runs[0], *options, processes=2)
     first, second = (torch.load(runs[0] / f"spy_{rank}.pth") for rank in (0, 1))
     assert len(first["steps"]) == len(second["steps"]) == 6
     for (own, *own_moved), (other, *other_moved) in zip(first["steps"], second["steps"]):
@@ -128,10 +129,8 @@ def test_crd_over_epochs_in_two_processes(settings, tmp_path, monkeypatch):
     assert first["steps"][:3] != first["steps"][3:], "each epoch has its own order"
     assert torch.equal(first["banks"], second["banks"])
 
-    run_tool(
-        "dist_train.sh", config, 2, "--work-dir", runs[1], "--resume", runs[0] / "epoch_1.pth",
-        *options,
-    )  # fmt: skip
+    resume = ("--resume", runs[0] / "epoch_1.pth")
+    run_tool(*train, "--work-dir", runs[1], *resume, *options, processes=2)
     whole, resumed = (torch.load(run / "epoch_2.pth", weights_only=True) for run in runs)
     state = whole["state_dict"]
     assert torch.equal(state["distill.bank_teacher"], first["banks"][1])

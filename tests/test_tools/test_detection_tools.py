@@ -13,6 +13,10 @@ import sys
 import pytest
 import torch
 from helpers.tools import ROOT, run_tool
+from mmengine.registry import init_default_scope
+
+from pat_mmdet.cli.export import plain_config
+from pat_mmdet.utils import load_config
 
 PAIR = "configs/pat/swin_p-res18_digits.py"
 SCORE = re.compile(r"coco/bbox_mAP: ([-\d.]+)")
@@ -220,16 +224,15 @@ Runner.from_cfg(cfg).train()
 """
 
 
-def test_teacher_of_a_plain_mmdetection_training(teacher, settings, digits, tmp_path):
+def test_teacher_from_plain_mmdetection(settings, digits, tmp_path):
     """The checkpoint has histories and NumPy scalars of mmengine's own hooks."""
+    init_default_scope("mmdet")
     config = "configs/teachers/faster-rcnn_swin-p_fpn_digits.py"
-    data = [option for option in settings if option.startswith("data_root")]
-    exported = tmp_path / "teacher.pth"
-    run_tool("export_student.py", config, teacher, exported, "--cfg-options", *data)
+    plain_config(load_config(config, dict(data_root=f"{digits}/"))).dump(tmp_path / "teacher.py")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/digits").symlink_to(digits)
     result = subprocess.run(
-        [sys.executable, "-c", PLAIN_TRAINING, exported.with_suffix(".py"), tmp_path / "plain"],
+        [sys.executable, "-c", PLAIN_TRAINING, tmp_path / "teacher.py", tmp_path / "plain"],
         capture_output=True, text=True, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
@@ -241,36 +244,24 @@ def test_teacher_of_a_plain_mmdetection_training(teacher, settings, digits, tmp_
         *fix_teacher(settings, checkpoint), "train_cfg.max_iters=1",
     )  # fmt: skip
     assert losses(tmp_path / "pair")[1]["loss_kd"] > 0
-    output = run_tool(
-        "test.py", PAIR, checkpoint, "--teacher", "--work-dir", tmp_path, "--cfg-options", *data
-    )
-    assert SCORE.search(output)
 
 
-def test_broken_images_do_not_stop_a_test_that_draws(teacher, settings, digits, tmp_path):
+def test_teacher_with_tta_and_broken_images(teacher, settings, digits, tmp_path):
     data = tmp_path / "digits"
     shutil.copytree(digits, data)
     images = sorted((data / "val").iterdir())
     images[0].write_bytes(b"")
     images[5].write_bytes(images[5].read_bytes()[:200])
-    output = run_tool(
-        "test.py", PAIR, teacher, "--teacher", "--work-dir", tmp_path / "test",
-        "--show-dir", "shown", "--cfg-options", f"data_root={data}/",
-    )  # fmt: skip
-    assert SCORE.search(output) and "skipped so far: 2" in output
-    assert len(list((tmp_path / "test").glob("*/shown/*"))) == 6
-
-
-def test_teacher_is_tested_alone_and_with_flips(teacher, settings, tmp_path):
-    options = fix_teacher([o for o in settings if o.startswith(("data_root", "model.t"))], teacher)
-    output = run_tool(
-        "test.py", PAIR, "--teacher", "--work-dir", tmp_path, "--cfg-options", *options
-    )
-    assert SCORE.search(output)
-    output = run_tool(
-        "test.py", PAIR, "--teacher", "--tta", "--work-dir", tmp_path, "--cfg-options", *options
-    )
-    assert SCORE.search(output)
+    for flags, options in (([], settings[:1]), (["--tta"], [f"data_root={data}/"])):
+        output = run_tool(
+            "test.py", PAIR, "--teacher", *flags, "--work-dir", tmp_path / "test",
+            "--show-dir", "shown", "--cfg-options", *options, f"model.teacher_checkpoint={teacher}",
+        )  # fmt: skip
+        assert SCORE.search(output)
+    assert "skipped so far: 2" in output
+    assert sorted(len(list(path.iterdir())) for path in (tmp_path / "test").glob("*/shown")) == [
+        6, 8,
+    ]  # fmt: skip
 
 
 def test_method_none_trains_the_student_alone(settings, tmp_path):
@@ -293,17 +284,21 @@ def test_two_processes(settings, teacher, tmp_path):
     states = checkpoint["distill_resume_state"]
     assert len(states) == 2, "the feedback of both processes is kept"
     assert not torch.equal(states[0]["0"], states[1]["0"])
+
+
+@pytest.mark.full
+def test_dist_test(trained, settings, tmp_path):
     output = run_tool(
-        "dist_test.sh", PAIR, tmp_path / "iter_3.pth", 2, "--work-dir", tmp_path / "test",
-        "--cfg-options", settings[0],
+        "dist_test.sh", PAIR, trained / "iter_6.pth", 2, "--work-dir", tmp_path, "--cfg-options",
+        settings[0],
     )  # fmt: skip
     assert SCORE.search(output)
 
 
-def test_demo_ends_with_a_table_and_a_picture_and_can_be_repeated(tmp_path):
-    small = ["--iters", 6, "--teacher-iters", 6, "--images", 16, "--val-images", 8]
+def test_demo(tmp_path):
+    small = ["--iters", 2, "--teacher-iters", 2, "--images", 8, "--val-images", 4]
     first = run_tool("demo.py", "--work-dir", tmp_path, *small)
-    rows = [line for line in first.splitlines() if line.startswith("| student with PAT | 6 |")]
+    rows = [line for line in first.splitlines() if line.startswith("| student with PAT | 2 |")]
     assert len(rows) == 1 and (tmp_path / "report.png").stat().st_size > 10_000
     again = run_tool("demo.py", "--work-dir", tmp_path, *small)
     assert again.count("done already") == 3 and rows[0] in again

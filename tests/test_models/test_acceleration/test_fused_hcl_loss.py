@@ -7,7 +7,7 @@ from pat_mmdet.models.acceleration import use_fast_layers
 from pat_mmdet.models.acceleration.fused_hcl_loss import fused_hcl_loss
 from pat_mmdet.models.losses import HierarchicalContextLoss, hcl_loss
 
-SIZES = [(1, 1), (1, 9), (2, 5), (3, 7), (4, 6), (4, 4), (5, 2), (7, 7), (13, 20)]
+SIZES = [(1, 9), (2, 5), (4, 6), (5, 2), (13, 20)]
 
 
 def maps(size, layout, batch=2, dtype=torch.float64):
@@ -21,8 +21,10 @@ def maps(size, layout, batch=2, dtype=torch.float64):
     return [x.requires_grad_() for x in maps]
 
 
-@pytest.mark.parametrize("layout", ["maps", "tokens", "mixed"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [*((size, "maps") for size in SIZES), ((13, 20), "tokens"), ((13, 20), "mixed")],
+)
 def test_equals_the_plain_loss(size, layout):
     results = []
     for loss in (hcl_loss, fused_hcl_loss):

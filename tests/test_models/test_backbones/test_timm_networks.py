@@ -162,9 +162,7 @@ def test_sizes_of_features_and_entries(tapped):
     assert view.embedding.shape == (2, classifier.in_features)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "resnet50", "mobilenetv2_035", "mm resnet", "mm mobilenet"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035", "mm resnet", "mm mobilenet"])
 def test_the_last_map_of_a_cnn_is_the_one_that_is_pooled(name):
     view = Tapped(name).view()
     torch.testing.assert_close(view.features[3].mean((2, 3)), view.embedding)
@@ -189,23 +187,6 @@ def test_each_prompt_changes_its_own_stage_and_the_later_ones(tapped):
         same = [torch.equal(x, y) for x, y in zip(plain.features, view.features)]
         assert same == [True] * stage + [False] * (4 - stage)
         assert not torch.equal(plain.logits, view.logits)
-
-
-@pytest.mark.parametrize("axis", [2, 3])
-def test_one_side_of_the_image_is_that_side_of_the_map(tapped, axis):
-    images = tapped.images.clone()
-    images.narrow(axis, 0, tapped.size // 4).add_(1)
-    if tapped.extra is None:
-        before, after = (tapped.view(x).features[0] for x in (tapped.images, images))
-    else:
-        # Blocks of tokens mix all places from the first one on.
-        before, after = (tapped.entries(x)[0] for x in (tapped.images, images))
-    moved = (before != after).any(1).any(0)
-    moved = moved if axis == 2 else moved.T
-    rows = len(moved)
-    assert moved[: rows // 4].any(1).all(), "the changed side"
-    assert moved[: rows // 4].float().mean() > 0.9
-    assert not moved[3 * rows // 4 :].any(), "the other side"
 
 
 def test_a_patch_of_the_image_is_the_same_place_of_the_map(tapped):
@@ -289,7 +270,7 @@ def test_blocks_of_tokens_are_cut_after_2_4_10_and_12(tapped):
     assert found == CUT
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 4, 6, 8, 24])
+@pytest.mark.parametrize("depth", [1, 3, 6, 24])
 def test_other_numbers_of_blocks_are_cut_too(depth):
     network = build(
         config("mm vit", backbone=dict(
@@ -349,9 +330,14 @@ TEACHERS = (
 )
 
 
-@pytest.mark.parametrize("prompt", ["channel", "spatial"])
-@pytest.mark.parametrize("feedback", ["previous", "current", "none"])
-@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize(
+    ("teacher", "prompt", "feedback"),
+    [
+        *((teacher, "channel", "previous") for teacher in TEACHERS),
+        ("resnet50", "spatial", "current"),
+        ("vit_small_patch16_224", "spatial", "none"),
+    ],
+)
 def test_prompted_teacher_equals_the_plain_one_at_beta_zero(teacher, prompt, feedback):
     options = dict(prompt=prompt, feedback=feedback)
     student = "resnet18" if EXPECTED[teacher][2] is not None else "deit_tiny_patch16_224"

@@ -29,8 +29,10 @@ from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import NetworkOutputs
 
 NAMES = tuple(sorted(METHODS.module_dict))
-STUDENTS = {"map student": "resnet18", "token student": "deit_tiny_patch16_224"}
-TEACHERS = {"map teacher": "convnext_tiny", "token teacher": "swin_tiny_patch4_window7_224"}
+CROSS_PAIRS = {
+    "map student": ("resnet18", "swin_tiny_patch4_window7_224"),
+    "token student": ("deit_tiny_patch16_224", "convnext_tiny"),
+}
 
 
 def state_of(network):
@@ -70,8 +72,7 @@ def check_gradients(model):
 # Steps.
 
 
-@pytest.mark.parametrize("teacher", TEACHERS.values(), ids=TEACHERS)
-@pytest.mark.parametrize("student", STUDENTS.values(), ids=STUDENTS)
+@pytest.mark.parametrize(("student", "teacher"), CROSS_PAIRS.values(), ids=CROSS_PAIRS)
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps_reach_every_parameter_and_spare_the_teacher(name, student, teacher):
     model = build(distiller(student, config(teacher, drop_path_rate=0.5), name))
@@ -110,7 +111,7 @@ def test_two_steps_reach_every_parameter_and_spare_the_teacher(name, student, te
     assert unchanged(model.teacher, before)
 
 
-@pytest.mark.parametrize("student", ["mm resnet", "mm vit", "mm swin", "mm convnext"])
+@pytest.mark.parametrize("student", ["mm resnet", "mm vit"])
 def test_mmpretrain_classifiers_are_distilled(student):
     model = build(distiller(student, "mm mixer", "PAT"))
     before = state_of(model.teacher)
@@ -200,14 +201,13 @@ def test_views_are_those_of_the_networks():
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("teacher", "options"),
     [
-        dict(method="FitNet", kd_weight=0),
-        dict(method="PAT", kd_weight=0, reg_weight=0),
-        dict(method="PKD"),
+        ("swin_tiny_patch4_window7_224", dict(method="FitNet", kd_weight=0)),
+        ("mm vit", dict(method="PAT", kd_weight=0, reg_weight=0)),
+        ("mm vit", dict(method="PKD")),
     ],
 )
-@pytest.mark.parametrize("teacher", ["swin_tiny_patch4_window7_224", "mm vit"])
 def test_features_alone_do_not_run_the_teachers_head(teacher, options):
     model = build(distiller(teacher=teacher, **options))
     network = model.teacher
@@ -225,7 +225,7 @@ def test_a_teacher_without_head_gives_features():
         build(distiller(teacher=teacher, method="CC"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["KD", "FitNet", "PAT"])
 def test_passes_of_the_teacher(name):
     model = build(distiller(teacher="resnet50", method=name))
     layers, *_ = calls_of(model.teacher.model.layer4)
@@ -384,7 +384,7 @@ def test_state_has_the_students_own_names(tmp_path):
     assert torch.equal(student.eval()(images), expected)
 
 
-@pytest.mark.parametrize("student", ["resnet18", "deit_tiny_patch16_224", "mm resnet", "mm vit"])
+@pytest.mark.parametrize("student", ["resnet18", "mm vit"])
 def test_state_makes_the_round_trip(student):
     model, other = (build(distiller(student, method="PAT"), seed=seed) for seed in (0, 1))
     state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -566,9 +566,7 @@ def test_stages_of_an_unknown_network_can_be_named():
     [
         ("resnet18", "resnet50", MapBranch, MapAligner),
         ("deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", TokenBranch, TokenAligner),
-        ("swin_pico_patch4_window7_224", "small_mixer", TokenBranch, TokenAligner),
-        ("mm swin", "mm vit", TokenBranch, TokenAligner),
-        ("mm mobilenet", "mm convnext", MapBranch, MapAligner),
+        ("mm swin", "mm mixer", TokenBranch, TokenAligner),
         ("mobilenetv2_035", "vit_small_patch16_224", MapBranch, TokenAligner),
     ],
 )

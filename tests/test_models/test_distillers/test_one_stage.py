@@ -46,7 +46,7 @@ def test_pat_trains_dense_pairs(kind):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("method", ["KD", "DKD", "DIST", "FitNet", "PKD", "CWD", "MGD"])
+@pytest.mark.parametrize("method", ["DKD", "FitNet"])
 def test_methods_train_a_dense_pair(method):
     model = build(with_method(pair("RetinaNet", "RetinaNet"), type=method))
     losses = train_step(model, batch(model))
@@ -55,8 +55,9 @@ def test_methods_train_a_dense_pair(method):
     assert all(param.grad is not None for param in trainable(model).values())
 
 
-@pytest.mark.parametrize("teacher", ["ATSS", "FCOS"])
-@pytest.mark.parametrize("student", ["ATSS", "FCOS", "GFL"])
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("ATSS", "FCOS"), ("FCOS", "ATSS"), ("GFL", "ATSS")]
+)
 def test_heads_with_one_location_each_are_comparable(student, teacher):
     model = build(pair(student, teacher))
     losses = train_step(model, batch(model))
@@ -171,8 +172,10 @@ def test_heads_with_a_loss_of_their_own_are_for_feature_methods():
     assert train_step(model, batch(model))["loss_fd"] > 0
 
 
-@pytest.mark.parametrize("kinds", [("RetinaNet", "FasterRCNN"), ("FasterRCNN", "RetinaNet")])
-@pytest.mark.parametrize("method", ["PAT", "FitNet"])
+@pytest.mark.parametrize(
+    ("kinds", "method"),
+    [(("RetinaNet", "FasterRCNN"), "FitNet"), (("FasterRCNN", "RetinaNet"), "PAT")],
+)
 def test_pairs_of_different_kinds_compare_features(kinds, method, monkeypatch):
     cfg = pair(*kinds, model__feature_strides=[8, 16, 32])
     model = build(with_method(cfg, type=method, kd_weight=0.0))

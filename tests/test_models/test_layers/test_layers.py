@@ -2,8 +2,6 @@
 
 import copy
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -29,22 +27,6 @@ def _seed():
 
 def count(*modules):
     return sum(p.numel() for module in modules for p in module.parameters())
-
-
-def test_layers_need_nothing_but_torch():
-    # None in sys.modules makes an import fail, here and in whatever the package pulls in.
-    code = (
-        "import sys\n"
-        "for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'timm'):\n"
-        "    sys.modules[name] = None\n"
-        "import importlib.machinery, types\n"
-        "package = types.ModuleType('pat_mmdet')\n"
-        "package.__path__ = ['pat_mmdet']\n"
-        "sys.modules['pat_mmdet'] = package\n"
-        "import pat_mmdet.models.layers\n"
-    )
-    root = __file__.rsplit("/tests/", 1)[0]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
 # --------------------------------------------------------------------------- RAA
@@ -258,7 +240,7 @@ def test_feature_projector(size):
 
 # --------------------------------------------------------------------------- shifted means
 
-SIZES = [(1, 1), (2, 3), (4, 4), (7, 5), (3, 7), (14, 14)]
+SIZES = [(1, 1), (2, 3), (7, 5), (14, 14)]
 
 
 def loop_means(x):
@@ -273,8 +255,10 @@ def loop_means(x):
     return out / (height * width)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "tokens"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [*((size, "contiguous") for size in SIZES), ((7, 5), "channels_last"), ((7, 5), "tokens")],
+)
 def test_shifted_means_equal_loops(size, layout):
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     if layout == "channels_last":
@@ -290,9 +274,8 @@ def test_shifted_means_equal_loops(size, layout):
     torch.testing.assert_close(ours, loops, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_pooled_convolution_from_shifted_means(size):
-    x = torch.randn(2, 3, *size, dtype=torch.float64)
+def test_pooled_convolution_from_shifted_means():
+    x = torch.randn(2, 3, 7, 5, dtype=torch.float64)
     weight = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     pooled = F.conv2d(x, weight, padding=2).mean((2, 3))
     ours = torch.einsum("oiyx,biyx->bo", weight, shifted_means(x))
@@ -306,10 +289,9 @@ def test_valid_fractions(size):
     torch.testing.assert_close(valid_fractions(size, like), expected)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("new", [(14, 14), (3, 9), (7, 1), (2, 5)])
-def test_shifted_means_of_a_resized_map(new, layout):
-    x = torch.randn(2, 3, 7, 5, dtype=torch.float64).contiguous(memory_format=layout)
+def test_shifted_means_of_a_resized_map(new):
+    x = torch.randn(2, 3, 7, 5, dtype=torch.float64)
     resized = F.interpolate(x, size=new, mode="bilinear", align_corners=False)
     torch.testing.assert_close(
         shifted_means(x, new), shifted_means(resized), atol=1e-12, rtol=1e-12
@@ -363,8 +345,7 @@ def reference_afp(block, x, gap):
     return x + block.beta * branch(block.prompter, y)
 
 
-@pytest.mark.parametrize("gap_size", ["same", "half"])
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (7, 5), (14, 14)])
+@pytest.mark.parametrize("size, gap_size", [((1, 1), "same"), ((2, 3), "same"), ((7, 5), "half")])
 @pytest.mark.parametrize("prompt, feedback_channels", FORMS)
 def test_afp_equals_dense_reference(prompt, feedback_channels, size, gap_size):
     block = prompt_block(prompt, feedback_channels)
@@ -399,7 +380,7 @@ def test_channel_form_differs_from_naive_pooling(feedback_channels):
     assert (block(x, feedback) - x - naive).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("prompt, feedback_channels", FORMS)
 def test_untrained_prompt_is_the_identity(prompt, feedback_channels, dtype):
     block = AdaptiveFeedbackPrompt(8, feedback_channels, prompt)
@@ -429,8 +410,7 @@ def test_prompt_beyond_half_precision(prompt):
     assert torch.equal(out, x * 2e4)
 
 
-@pytest.mark.parametrize("first_step", [True, False])
-@pytest.mark.parametrize("beta", [0.0, 0.7])
+@pytest.mark.parametrize("beta, first_step", [(0.0, True), (0.7, False)])
 @pytest.mark.parametrize("prompt, feedback_channels", FORMS)
 def test_every_parameter_gets_a_gradient(prompt, feedback_channels, beta, first_step):
     block = prompt_block(prompt, feedback_channels, beta)
@@ -461,7 +441,7 @@ def test_encoded_feedback_is_detached(prompt, shape):
     assert summary.shape == shape and not summary.requires_grad
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("batch", [2, 5])
 @pytest.mark.parametrize("prompt", ["channel", "spatial"])
 def test_feedback_of_another_batch_size_is_reused_cyclically(prompt, batch):
     block = prompt_block(prompt, 6)
@@ -471,8 +451,7 @@ def test_feedback_of_another_batch_size_is_reused_cyclically(prompt, batch):
     for row in range(batch):
         alone = block(x[:1], block.encode_feedback(gap[row % 3][None], (4, 5)))
         torch.testing.assert_close(out[row], alone[0], atol=1e-5, rtol=1e-5)
-    if batch > 1:
-        assert (out[0] - out[1]).abs().max() > 1e-4
+    assert (out[0] - out[1]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("prompt", ["channel", "spatial"])

@@ -64,8 +64,9 @@ def assert_equal_steps(first, second):
             assert all(map(torch.equal, values, others)), name
 
 
-@pytest.mark.parametrize("stage", [0, 2])
-@pytest.mark.parametrize("teacher", [*TEACHERS, "detector"])
+@pytest.mark.parametrize(
+    ("teacher", "stage"), [*((name, 2) for name in TEACHERS), ("detector", 0), ("detector", 2)]
+)
 def test_the_shared_prefix_changes_nothing_but_the_work(teacher, stage, monkeypatch):
     # The counter does not know the products of the fast layers.
     options = dict(afp_stages=tuple(range(stage, 4)), fast_teacher=False)
@@ -83,10 +84,9 @@ def test_the_shared_prefix_changes_nothing_but_the_work(teacher, stage, monkeypa
     assert less > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_the_shared_prefix_of_a_sub_batch_in_half_precision(dtype):
+def test_the_shared_prefix_of_a_sub_batch_in_half_precision():
     model, data = classifier_pair("convnext_tiny", afp_stages=(2, 3), prompted_share=0.5)
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model(**data, mode="loss")
     assert all(torch.isfinite(value) for value in losses.values())
 
@@ -130,9 +130,9 @@ def test_prompts_on_a_part_of_the_batch(task):
     torch.testing.assert_close(losses["loss_kd"], kd_loss(student.logits, teacher.logits))
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
 @pytest.mark.parametrize("task", ["classification", "RoI heads", "dense heads"])
-def test_at_beta_zero_a_part_of_the_batch_is_that_of_the_plain_teacher(task, share):
+def test_at_beta_zero_a_part_of_the_batch_is_that_of_the_plain_teacher(task):
+    share = 0.5
     if task == "classification":
         model, data = classifier_pair("vit_small_patch16_224", prompted_share=share)
     elif task == "RoI heads":
@@ -146,7 +146,7 @@ def test_at_beta_zero_a_part_of_the_batch_is_that_of_the_plain_teacher(task, sha
         data = detectors.batch(model)
     step = observe_step(model, data)
     rows = len(step.prompted.logits)
-    assert rows == len(step.teacher.logits) if share == 1 else rows > 0
+    assert rows > 0
     torch.testing.assert_close(step.prompted.logits, step.teacher.logits[:rows])
     for plain, prompted in zip(step.teacher.features, step.prompted.features):
         torch.testing.assert_close(prompted, plain[: len(prompted)])

@@ -255,8 +255,7 @@ def test_descent_brings_the_student_nearer(name):
     assert values[-1] < 0.9 * values[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("autocast, dtype", [(True, torch.bfloat16), (False, torch.float16)])
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_is_finite(name, autocast, dtype):
     student, teacher = views(grad=True, dtype=dtype, scale=100.0)

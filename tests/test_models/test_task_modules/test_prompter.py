@@ -92,10 +92,9 @@ def entries(tapped, images):
     return [seen[index] for index in sorted(seen)]
 
 
-@pytest.mark.parametrize("size", [(72, 104), (64, 64), (96, 160)])
-def test_identity_prompt_changes_nothing(tapped, size):
+def test_identity_prompt_changes_nothing(tapped):
     network, prompter, *_ = tapped
-    images = torch.randn(2, 3, *size)
+    images = torch.randn(2, 3, 72, 104)  # maps of odd sizes
     plain = run(network, images)
     for prompt in (lambda i, x: x, lambda i, x: x + 0.0 * torch.randn_like(x), lambda i, x: +x):
         with prompter.prompting(prompt):
