@@ -62,7 +62,7 @@ def test_version():
 
 
 @pytest.mark.parametrize("args, message", [(["trian"], "'trian'"), ([], "required: COMMAND")])
-def test_unknown_or_missing_command_is_an_error(args, message):
+def test_unknown_or_missing_command(args, message):
     assert message in run("pat_mmdet", *args, code=2)
 
 

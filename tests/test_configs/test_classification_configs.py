@@ -38,7 +38,7 @@ def ema_of(cfg):
     return HOOKS.build(copy.deepcopy(hooks[0])).ema_cfg["momentum"]
 
 
-def test_configs_are_the_pairs_of_the_tables_and_their_networks():
+def test_configs_match_tables():
     expected = {pair_name(*pair) for pair in PAIRS}
     expected |= {f"students/{student}_{data}" for _, student, data in PAIRS}
     expected |= {f"teachers/{teacher}_{data}" for teacher, _, data in PAIRS}
@@ -46,7 +46,7 @@ def test_configs_are_the_pairs_of_the_tables_and_their_networks():
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_config_has_what_safe_and_resumable_training_needs(name):
+def test_training_settings(name):
     cfg = cached(name)
     assert cfg.custom_imports.imports == ["pat_mmdet"] and cfg.default_scope == "mmpretrain"
     # mmengine would give it to the model as an argument.
@@ -76,7 +76,7 @@ def test_config_has_what_safe_and_resumable_training_needs(name):
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_a_pair_is_its_student_and_its_teacher(pair):
+def test_parts_of_pair(pair):
     teacher_name, student_name, data = pair
     cfg = cached(pair_name(*pair))
     student = cached(f"students/{student_name}_{data}")
@@ -228,7 +228,7 @@ def test_published_settings_of_imagenet():
 
 
 @pytest.mark.parametrize("pair", [PAIRS[0], PAIRS[12], PAIRS[-1]], ids="-".join)
-def test_without_method_the_student_is_left(pair):
+def test_method_none(pair):
     cfg = load(pair_name(*pair))
     apply_method(cfg, "none")
     assert cfg._cfg_dict == cached(f"students/{pair[1]}_{pair[2]}")._cfg_dict
@@ -272,7 +272,7 @@ def test_overlay_applies(method, pair=PAIRS[12]):
     assert {**cfg.model, "method": None} == {**plain.model, "method": None}
 
 
-def test_crd_knows_how_many_images_there_are():
+def test_crd_num_data():
     counts = dict(cifar100=50000, imagenet=1281167, cifar10=20000)
     for data, count in counts.items():
         pair = next(pair for pair in PAIRS if pair[2] == data)
@@ -284,7 +284,7 @@ def test_crd_knows_how_many_images_there_are():
     assert cfg.model.method.num_data == 1281167 and ema_of(cfg) == 0
 
 
-def test_images_of_ones_own_in_place_of_cifar10():
+def test_own_images_in_cifar10_config():
     options = dict(data_root="mine/", classes=("cat", "dog"))
     cfg = read(pair_name("tinyvit_mini", "res18_mini", "cifar10"), options)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
@@ -303,7 +303,7 @@ def test_data_of_another_place(data):
         assert loader.dataset.data_root == "mine/"
 
 
-def test_the_checkpoint_of_the_small_teacher_is_the_one_that_it_writes():
+def test_path_of_teacher_checkpoint():
     teacher = cached("teachers/tinyvit_mini_cifar10")
     for student in {student for _, student, data in PAIRS if data == "cifar10"}:
         model = cached(pair_name("tinyvit_mini", student, "cifar10")).model
@@ -319,7 +319,7 @@ def test_the_checkpoint_of_the_small_teacher_is_the_one_that_it_writes():
     [path for path in LEAVES if path.startswith("students/") and path.endswith("_cifar100")]
     + ["students/res18_imagenet", "students/mbv2_imagenet"],
 )
-def test_what_does_not_decay_is_as_in_timm(name):
+def test_weight_decay_equals_timm(name):
     cfg = shrink(load(name))
     model = build(cfg)
     optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper)).optimizer
@@ -335,7 +335,7 @@ def test_what_does_not_decay_is_as_in_timm(name):
         assert decay[id(param)] == (0 if free else usual), name
 
 
-def test_pretrained_weights_are_kept_in_teacher_and_student(tmp_path):
+def test_pretrained_weights_are_kept(tmp_path):
     """mmengine would have timm draw them anew."""
     small = dict(depth=4, embed_dim=24, num_heads=2, img_size=32)
     made = timm.create_model("deit_tiny_patch16_224", num_classes=10, **small)

@@ -154,7 +154,7 @@ def test_config_builds_and_steps(name):
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_config_is_the_same_when_written_and_read_again(name):
+def test_config_round_trip(name):
     cfg = load(name)
     again = Config.fromstring(cfg.pretty_text, ".py")
     assert again.model == cfg.model
@@ -166,7 +166,7 @@ def test_every_pair_is_listed_here():
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_pair_is_made_of_its_teacher_and_student(name):
+def test_parts_of_pair(name):
     cfg = load(name)
     teacher, student = (load(part) for part in PARTS[name])
     assert cfg.model.type == "DetectionDistiller"
@@ -190,7 +190,7 @@ def test_pair_is_made_of_its_teacher_and_student(name):
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_config_has_what_safe_and_resumable_training_needs(name):
+def test_training_settings(name):
     cfg = load(name)
     assert cfg.custom_imports.imports == ["pat_mmdet"]
     assert cfg.default_scope == "mmdet"
@@ -308,7 +308,7 @@ def test_published_settings():
         load_config(pair, settings="same")
 
 
-def test_a_written_config_keeps_its_settings(tmp_path):
+def test_settings_of_dumped_config(tmp_path):
     load_config(str(CONFIGS / COCO_PAIRS[0]), None, "ofa", "published").dump(tmp_path / "all.py")
     again = load_config(str(tmp_path / "all.py"))
     assert again.settings == "published" and again.optim_wrapper.optimizer.lr == 0.001
@@ -329,7 +329,7 @@ def test_settings_of_the_coco_teacher():
     assert (backbone.embed_dims, backbone.depths, backbone.window_size) == (96, [2, 2, 6, 2], 7)
 
 
-def test_the_coco_teacher_decays_no_norm_and_no_position_table():
+def test_coco_teacher_weight_decay():
     cfg = shrink(load("teachers/faster-rcnn_swin-t_fpn_3x_coco.py"))
     cfg.model.backbone.update(embed_dims=12, depths=[1, 1, 1, 1])
     cfg.model.neck.in_channels = [12, 24, 48, 96]
@@ -397,7 +397,7 @@ def test_options_win_over_the_overlay():
     assert "fd_weight" not in model.method, "nothing is left of the method that was there before"
 
 
-def test_apply_method_keeps_an_input_size_in_its_old_place():
+def test_apply_method_with_old_input_size():
     cfg = load_config(str(ROOT / PAIR))
     cfg.model.method.input_size = cfg.model.pop("input_size")
     apply_method(cfg, "fitnet")
@@ -405,7 +405,7 @@ def test_apply_method_keeps_an_input_size_in_its_old_place():
     assert tuple(cfg.model.method.input_size) == (128, 128)
 
 
-def test_overlays_of_the_user_add_to_the_shipped_ones(tmp_path):
+def test_user_overlays(tmp_path):
     path = tmp_path / "configs/mine.py"
     own, above = tmp_path / "configs/_base_/methods", tmp_path / "_base_/methods/detection"
     own.mkdir(parents=True)
@@ -426,7 +426,7 @@ def test_overlays_of_the_user_add_to_the_shipped_ones(tmp_path):
 
 
 @pytest.mark.parametrize(("pair", "alpha"), [(PAIR, 3.0), (CIFAR10_PAIR, 4.0)])
-def test_overlay_of_the_user_with_arguments_by_task(tmp_path, pair, alpha):
+def test_user_overlay_with_task_arguments(tmp_path, pair, alpha):
     (tmp_path / "_base_/methods").mkdir(parents=True)
     (tmp_path / "mine.py").write_text(f"_base_ = {str(ROOT / pair)!r}\n")
     (tmp_path / "_base_/methods/dkd.py").write_text(
@@ -444,7 +444,7 @@ def test_unknown_method_lists_the_known_ones():
     assert {"fitnet", "kd", "none", "pat"} <= set(OVERLAYS)
 
 
-def test_a_config_without_teacher_has_no_method_to_choose():
+def test_method_without_teacher():
     with pytest.raises(ValueError, match=r"r18_fpn_digits.py' has no teacher.*configs/pat"):
         load("students/faster-rcnn_r18_fpn_digits.py", None, "kd")
 

@@ -27,14 +27,14 @@ def test_every_method_has_a_metafile(models):
     assert {model.metadata.data["Method"] for model in models} == overlays - {"none", "pat_fast"}
 
 
-def test_configs_and_code_exist_and_names_are_unique(index, models):
+def test_files_exist_and_names_are_unique(index, models):
     assert len({model.name for model in models}) == len(models)
     assert all((ROOT / model.config).is_file() for model in models)
     assert all((ROOT / collection.code["URL"]).is_file() for collection in index.collections)
     assert {model.in_collection for model in models} == {each.name for each in index.collections}
 
 
-def test_published_results_are_those_of_the_tables(models):
+def test_published_results(models):
     published = [model for model in models if "published" in model.metadata.data["Source"]]
     found = set()
     for model in published:

@@ -127,7 +127,7 @@ def test_cifar100_is_unpacked_once_and_read(archive, tmp_path, monkeypatch, caps
         assert train[0]["inputs"].shape == test[0]["inputs"].shape == (3, 224, 224)
 
 
-def test_a_damaged_file_of_cifar100_is_written_again(archive, tmp_path, monkeypatch, capsys):
+def test_cifar100_damaged_file(archive, tmp_path, monkeypatch, capsys):
     path, members = archive
     out = tmp_path / "data"
     run(cifar100, monkeypatch, path, "--out", out)
@@ -158,7 +158,7 @@ def test_wrong_archives_of_cifar100(archive, tmp_path, monkeypatch):
     assert not out.exists()
 
 
-def test_a_place_that_cannot_be_written_to(archive, tmp_path, monkeypatch):
+def test_unwritable_folder(archive, tmp_path, monkeypatch):
     path, _ = archive
     (tmp_path / "file").write_text("")
     error = run(cifar100, monkeypatch, path, "--out", tmp_path / "file")
@@ -247,7 +247,7 @@ def test_wrong_zip_files_of_cifar10(tmp_path, monkeypatch):
     assert "cannot write to" in error
 
 
-def test_the_config_names_the_classes_of_cifar10():
+def test_classes_of_cifar10():
     cfg = load_config(str(ROOT / "configs/students/res18_mini_cifar10.py"))
     assert cfg.classes == cifar10.CLASSES == tuple(sorted(cifar10.CLASSES))
     assert cfg.data_root == "data/cifar10/"

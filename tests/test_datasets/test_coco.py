@@ -151,7 +151,7 @@ def test_some_of_the_classes_in_their_order(data):
     )
 
 
-def test_annotation_file_that_is_missing(data):
+def test_missing_annotation_file(data):
     (data / "ann.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"ann.json' does not exist.*set data_root"):
         dataset(data)
@@ -160,7 +160,7 @@ def test_annotation_file_that_is_missing(data):
 @pytest.mark.parametrize(
     "content", [b"", b'{"images": [', b"null", b"[]", b"no JSON", b"\xff\xfe\x00\x80", b"7"]
 )
-def test_annotation_file_that_is_no_coco_json(data, content):
+def test_invalid_annotation_file(data, content):
     (data / "ann.json").write_bytes(content)
     message = rf"ann.json' \({len(content)} bytes\) is no valid COCO JSON.*convert it again"
     with pytest.raises(ValueError, match=message) as error:
@@ -168,7 +168,7 @@ def test_annotation_file_that_is_no_coco_json(data, content):
     assert error.value.__suppress_context__, "one line without the error behind it"
 
 
-def test_annotation_file_that_is_cut_anywhere(data):
+def test_truncated_annotation_file(data):
     whole = (data / "ann.json").read_bytes()
     for share in (0.01, 0.3, 0.6, 0.99):
         (data / "ann.json").write_bytes(whole[: int(share * len(whole))])
@@ -176,7 +176,7 @@ def test_annotation_file_that_is_cut_anywhere(data):
             dataset(data)
 
 
-def test_annotation_file_with_nothing_in_it(data):
+def test_empty_annotation_file(data):
     write(data, {})
     with pytest.raises(ValueError, match="has no images"):
         dataset(data)
@@ -184,7 +184,7 @@ def test_annotation_file_with_nothing_in_it(data):
 
 @pytest.mark.parametrize("test", [False, True])
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
-def test_annotation_file_that_lacks_a_part(data, key, test):
+def test_incomplete_annotation_file(data, key, test):
     change(data, lambda content: content.pop(key))
     if (key, test) == ("annotations", True):
         assert len(dataset(data, test)) == 6, "the images of a test server"
@@ -204,14 +204,14 @@ def test_annotations_without_ids(data, key):
         dataset(data)
 
 
-def test_classes_that_are_not_in_the_file(data):
+def test_unknown_classes(data):
     message = r"no categories named \['bird', 'cow'\]; it has \['cat', 'dog'\].*Set the classes"
     with pytest.raises(ValueError, match=message):
         dataset(data, classes=("cat", "bird", "cow"))
 
 
 @pytest.mark.parametrize("test", [False, True])
-def test_classes_in_another_order_than_the_file(data, test):
+def test_class_order(data, test):
     message = r"order \['cat', 'dog'\], the config has the classes \['dog', 'cat'\]"
     with pytest.raises(ValueError, match=message):
         dataset(data, test, classes=("dog", "cat"))
@@ -234,7 +234,7 @@ def test_folder_of_images_that_is_missing(data):
     assert len(dataset(data, data_prefix=dict(img="elsewhere/"))) == 6
 
 
-def test_images_that_are_elsewhere(data):
+def test_images_in_other_folder(data):
     (data / "deep").mkdir()
     (data / "img").rename(data / "deep/img")
     (data / "img").mkdir()
@@ -242,7 +242,7 @@ def test_images_that_are_elsewhere(data):
         dataset(data)
 
 
-def test_one_missing_image_is_no_reason_to_stop(data):
+def test_missing_image(data):
     break_image(data, 0, "missing")
     assert len(dataset(data)) == 6
 
@@ -289,7 +289,7 @@ def test_broken_image_in_training_is_replaced(data, fault, warned):
     assert f"skipped so far: {before + 1}." in warned[before]
 
 
-def test_replacement_depends_on_the_seed_of_the_sample_alone(data):
+def test_replacement_seed(data):
     break_image(data, 3, "zero bytes")
     loaded = _SeededDataset(dataset(data))
 
@@ -345,7 +345,7 @@ def score(data):
     return metric.evaluate(size=len(loaded))["coco/bbox_mAP"]
 
 
-def test_evaluation_goes_through_with_broken_images(data):
+def test_evaluation_with_broken_images(data):
     assert score(data) == 1.0
     for number, fault in ((1, "zero bytes"), (3, "missing"), (4, "cut")):
         break_image(data, number, fault)
@@ -461,7 +461,7 @@ def test_images_of_another_size_are_reported(data, logged):
     assert any("1 are not of the annotated size" in message for message in logged)
 
 
-def test_swapped_sizes_are_corrected_and_counted(data, logged):
+def test_swapped_sizes(data, logged):
     change(data, lambda content: content["images"][2].update(width=HEIGHT, height=WIDTH))
     info = dataset(data).get_data_info(2)
     assert (info["width"], info["height"], len(info["instances"])) == (WIDTH, HEIGHT, 2)
@@ -469,7 +469,7 @@ def test_swapped_sizes_are_corrected_and_counted(data, logged):
 
 
 @pytest.mark.parametrize("share", [1.0, 0.999, 0.95])
-def test_jpeg_that_is_cut_is_read_as_opencv_reads_it(share, tmp_path, logged):
+def test_truncated_jpeg(share, tmp_path, logged):
     path = tmp_path / "0.jpg"
     save_photo(path, 80, 40, box=STORED_BOX)
     whole = path.read_bytes()

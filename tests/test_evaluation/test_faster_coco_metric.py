@@ -121,7 +121,7 @@ def precisions(kind, file, samples, monkeypatch, **options):
     ],
     ids=["boxes", "more than 100 detections", "masks", "other thresholds", "no box at all"],
 )
-def test_all_values_are_those_of_pycocotools(tmp_path, monkeypatch, data, options):
+def test_equals_pycocotools(tmp_path, monkeypatch, data, options):
     file, samples = make(tmp_path, **data)
     want, exact = precisions(CocoMetric, file, samples, monkeypatch, **options)
     got, fast = precisions(FasterCocoMetric, file, samples, monkeypatch, **options)
@@ -135,7 +135,7 @@ def test_all_values_are_those_of_pycocotools(tmp_path, monkeypatch, data, option
         assert want["coco/bbox_mAP"] > 0.02 and math.isnan(want["coco/class 11_precision"])
 
 
-def test_nothing_detected_and_a_second_evaluation(tmp_path):
+def test_no_detections(tmp_path):
     file, samples = make(tmp_path)
     nothing = [
         {**sample, "pred_instances": {k: v[:0] for k, v in sample["pred_instances"].items()}}
@@ -151,7 +151,7 @@ def test_nothing_detected_and_a_second_evaluation(tmp_path):
     assert values[0] == values[1]
 
 
-def test_it_is_used_and_leaves_mmdet_as_it_was(tmp_path, monkeypatch):
+def test_mmdet_is_restored(tmp_path, monkeypatch):
     from faster_coco_eval.core.faster_eval_api import COCOeval_faster
     from mmdet.evaluation.metrics import coco_metric
 
@@ -166,7 +166,7 @@ def test_it_is_used_and_leaves_mmdet_as_it_was(tmp_path, monkeypatch):
     assert used and coco_metric.COCOeval is usual
 
 
-def test_without_the_package_training_does_not_begin(digits, tmp_path):
+def test_missing_package(digits, tmp_path):
     (tmp_path / "sitecustomize.py").write_text('import sys; sys.modules["faster_coco_eval"] = None')
     output = run_tool(
         "train.py", "configs/students/faster-rcnn_r18_fpn_digits.py", "--work-dir",

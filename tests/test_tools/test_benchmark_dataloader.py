@@ -11,7 +11,7 @@ TOOL = "analysis_tools/benchmark_dataloader.py"
 CONFIG = "configs/students/faster-rcnn_r18_fpn_digits.py"
 
 
-def test_it_measures_the_loader_of_a_config(digits, tmp_path):
+def test_benchmark(digits, tmp_path):
     file = tmp_path / "new/result.json"
     output = run_tool(
         TOOL, CONFIG, "--max-iter", 5, "--num-warmup", 2, "--json", file, "--cfg-options",
@@ -26,7 +26,7 @@ def test_it_measures_the_loader_of_a_config(digits, tmp_path):
     assert f"{result['images_per_second']:.1f} images a second" in output
 
 
-def test_a_slow_loader_is_seen(digits, tmp_path):
+def test_slow_loader(digits, tmp_path):
     (tmp_path / "config.py").write_text(
         f"""
 _base_ = {str(ROOT / CONFIG)!r}
@@ -64,7 +64,7 @@ class Slow:
     assert result["seconds"] >= 8 * 0.1 and result["ms_per_batch"] >= 200
 
 
-def test_a_config_without_training_data_is_refused(tmp_path):
+def test_config_without_training_data(tmp_path):
     config = tmp_path / "none.py"
     config.write_text("model = dict()")
     output = run_tool(TOOL, config, code=1)

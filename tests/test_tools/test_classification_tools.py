@@ -168,7 +168,7 @@ def accuracy(output):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_mixed_precision_without_a_gpu_trains_with_a_warning(trained):
+def test_amp_without_gpu(trained):
     folder, output = trained
     assert "no GPU: full precision instead of mixed" in output
     assert len(losses(folder)) == 6
@@ -178,7 +178,7 @@ def test_mixed_precision_without_a_gpu_trains_with_a_warning(trained):
     assert len(accuracy(output)) == 1
 
 
-def test_a_timm_student_is_tested_and_exported(trained, pair, settings, tmp_path):
+def test_exported_timm_student(trained, pair, settings, tmp_path):
     folder, _ = trained
     checkpoint, exported = folder / "epoch_1.pth", tmp_path / "student.pth"
     scores = {}

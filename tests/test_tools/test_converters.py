@@ -469,7 +469,7 @@ def test_detector_of_a_mask_rcnn(converter, tmp_path):
 # ------------------------------------------------------------------ MMDetection's own zoo
 
 
-def test_zoo_mask_rcnn_loads_into_a_faster_rcnn(tmp_path):
+def test_zoo_mask_rcnn_into_faster_rcnn(tmp_path):
     options = {
         "model.backbone.embed_dims": WIDTH,
         "model.backbone.depths": [2, 2, 2, 2],
@@ -701,7 +701,7 @@ def test_detector_refuses(kind, detector_state, converter, tmp_path):
     assert not (tmp_path / "out.pth").exists()
 
 
-def test_detector_refuses_a_pickle_and_says_what_to_do(converter):
+def test_detector_refuses_pickle(converter):
     with pytest.raises(SystemExit) as error:
         converter("detectron2_faster_rcnn.py", "model_final.pkl", "out.pth")
     assert_one_clear_error(
@@ -709,7 +709,7 @@ def test_detector_refuses_a_pickle_and_says_what_to_do(converter):
     )
 
 
-def test_wrong_source_is_one_line_of_a_program_that_ends_with_1(tmp_path):
+def test_error_of_the_program(tmp_path):
     torch.save(named("layer1.0.conv1.weight"), tmp_path / "in.pth")
     out = run_tool("model_converters/swin.py", tmp_path / "in.pth", tmp_path / "out.pth", code=1)
     errors = [

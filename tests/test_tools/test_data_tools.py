@@ -51,13 +51,13 @@ def annotations(root, split):
     return json.loads((root / "annotations" / f"{split}.json").read_text())
 
 
-def test_digits_are_the_same_in_another_process(digits_dir, tmp_path):
+def test_digits_are_reproducible(digits_dir, tmp_path):
     output = run_tool("dataset_converters/make_digits.py", tmp_path / "again", *flags())
     assert "train: 4/4 images" in output
     assert tree_hash(tmp_path / "again") == tree_hash(digits_dir)
 
 
-def test_digits_are_those_of_the_documented_results(digits_dir):
+def test_digits_checksum(digits_dir):
     digest = hashlib.sha256()
     for path in sorted(digits_dir.rglob("*.*")):
         pixels = path.suffix == ".png" and np.asarray(Image.open(path)).tobytes()
@@ -65,7 +65,7 @@ def test_digits_are_those_of_the_documented_results(digits_dir):
     assert digest.hexdigest() == "93dc03b2f41298dfe7e331a5ac81df0e810b852cec599d479c07fdde32590005"
 
 
-def test_digits_depend_on_seed_split_and_index_but_not_on_the_number(digits):
+def test_digits_seeding(digits):
     def image(split="train", index=1, **changes):
         return digits.make_image(split, index, digits.parse_args(["out", *flags(**changes)]))[0]
 
@@ -89,7 +89,7 @@ def test_digits_form_a_coco_set(digits_dir):
             assert item["area"] == w * h and item["iscrowd"] == 0
 
 
-def test_digits_of_val_share_no_digit_and_no_pixel_with_train(digits):
+def test_digits_splits_are_disjoint(digits):
     options = digits.parse_args(["out"])
     used, left, right = {}, {}, {}
     for split in digits.SPLITS:
@@ -106,7 +106,7 @@ def test_digits_of_val_share_no_digit_and_no_pixel_with_train(digits):
             assert right["train", photo] <= left["val", photo]
 
 
-def test_digit_boxes_are_tight_and_overlap_little(digits, monkeypatch):
+def test_digit_boxes(digits, monkeypatch):
     white = np.full((128, 128, 3), 255, np.uint8)
     monkeypatch.setattr(digits, "make_background", lambda *_: (white.copy(), {}))
     monkeypatch.setattr(digits, "pick_ink", lambda *_: np.zeros(3, np.int64))
@@ -140,7 +140,7 @@ def test_ink_stands_out(digits):
             assert abs(grey - value) >= 85
 
 
-def test_digits_second_run_does_nothing_and_other_arguments_remake(make, tmp_path, capsys):
+def test_digits_second_run(make, tmp_path, capsys):
     out = tmp_path / "set"
     make(out)
     before = tree_hash(out)
@@ -176,7 +176,7 @@ def test_digits_interrupted_run_is_made_again(digits, make, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("content", [None, "{}", '{"made_by": "somebody"}', "no json"])
-def test_digits_refuse_a_folder_of_somebody_else(make, tmp_path, content):
+def test_digits_refuse_foreign_folder(make, tmp_path, content):
     (tmp_path / "photo.jpg").write_text("mine")
     if content is not None:
         (tmp_path / "digits.json").write_text(content)
@@ -186,7 +186,7 @@ def test_digits_refuse_a_folder_of_somebody_else(make, tmp_path, content):
     assert tree_hash(tmp_path) == before
 
 
-def test_digits_impossible_arguments_are_one_message(tmp_path):
+def test_digits_impossible_arguments(tmp_path):
     args = (tmp_path / "out", "--max-digit", 200)
     output = run_tool("dataset_converters/make_digits.py", *args, code=2)
     assert "--max-digit <= --size" in output
@@ -229,7 +229,7 @@ def config(digits_dir, tmp_path):
     return path
 
 
-def test_browse_dataset_writes_pictures_without_a_display(config, digits_dir, tmp_path):
+def test_browse_dataset_without_display(config, digits_dir, tmp_path):
     out = tmp_path / "pictures"
     environment = {**os.environ, "DISPLAY": "", "MPLBACKEND": ""}
     run_tool("browse_dataset.py", config, "--output-dir", out, "--number", 6, env=environment)
@@ -242,7 +242,7 @@ def test_browse_dataset_writes_pictures_without_a_display(config, digits_dir, tm
     assert not np.array_equal(np.asarray(picture), np.asarray(original))
 
 
-def test_browse_dataset_val_boxes_fit_the_resized_image(config, digits_dir, tmp_path, monkeypatch):
+def test_browse_dataset_boxes(config, digits_dir, tmp_path, monkeypatch):
     from mmdet.visualization import DetLocalVisualizer
     from mmengine.config import Config
 
@@ -263,7 +263,7 @@ def test_browse_dataset_val_boxes_fit_the_resized_image(config, digits_dir, tmp_
     assert np.allclose(drawn[0][0].mean((0, 1)), file.mean((0, 1)), atol=3)
 
 
-def test_print_config_merges_method_and_options(tmp_path):
+def test_print_config(tmp_path):
     from mmengine.config import Config
 
     pair = ROOT / "configs/pat/swin_p-res18_digits.py"

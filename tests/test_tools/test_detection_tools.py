@@ -96,7 +96,7 @@ def losses(folder):
     return found
 
 
-def test_training_writes_safe_checkpoints_without_the_teacher(trained):
+def test_checkpoint_of_training(trained):
     checkpoint = torch.load(trained / "iter_6.pth", weights_only=True)
     state = checkpoint["state_dict"]
     assert "backbone.conv1.weight" in state
@@ -128,9 +128,7 @@ class KillOnce(Hook):
 """
 
 
-def test_killed_training_continues_as_if_unbroken(
-    tmp_path, settings, teacher, trained, pair, monkeypatch
-):
+def test_resume_after_kill_is_exact(tmp_path, settings, teacher, trained, pair, monkeypatch):
     folder = tmp_path / "out"
     (tmp_path / "kill.py").write_text(KILL)
     config = tmp_path / "killed.py"
@@ -169,7 +167,7 @@ print(Runner.from_cfg(cfg).test())
 """
 
 
-def test_student_is_tested_and_exported_with_the_same_result(trained, settings, digits, tmp_path):
+def test_exported_student_predicts_equally(trained, settings, digits, tmp_path):
     data = [option for option in settings if option.startswith("data_root")]
     dump = tmp_path / "own.pkl"
     run_tool(

@@ -63,7 +63,7 @@ def types(node):
     return []
 
 
-def test_nothing_of_the_project_or_the_machine_is_left():
+def test_exported_config_is_self_contained():
     cfg = load_config(
         str(PAIR),
         {
@@ -99,7 +99,7 @@ def test_nothing_of_the_project_or_the_machine_is_left():
 
 
 @pytest.mark.parametrize("name", ["swin_t-mbv2_coco", "tinyvit_mini-res18_mini_cifar10"])
-def test_types_of_an_exported_config_are_not_of_the_project(name):
+def test_types_of_exported_config(name):
     cfg = load_config(str(ROOT / f"configs/pat/{name}.py"))
     init_default_scope(cfg.default_scope)
     # Some, as that of the suppression, are in no registry.
@@ -120,9 +120,7 @@ def test_types_of_an_exported_config_are_not_of_the_project(name):
         ),
     ],
 )
-def test_a_method_of_a_users_package_leaves_no_trace(
-    backbone, imports, kept, tmp_path, monkeypatch
-):
+def test_export_without_user_package(backbone, imports, kept, tmp_path, monkeypatch):
     (tmp_path / "own_package").mkdir()
     for folder, name in ((".", "own_"), ("own_package", "")):
         (tmp_path / folder / f"{name}method.py").write_text(METHOD)
@@ -180,7 +178,7 @@ def test_old_config_and_checkpoint_load(old_checkpoint):
     load_weights(student, str(path), allow_unused=("distill.",))
 
 
-def test_old_training_is_exported_and_its_export_tested(old_checkpoint, digits, tmp_path):
+def test_export_of_old_training(old_checkpoint, digits, tmp_path):
     path, state = old_checkpoint
     run_tool("export_student.py", OLD, path, tmp_path / "student.pth", cwd=ROOT)
     exported = torch.load(tmp_path / "student.pth", weights_only=True)["state_dict"]

@@ -67,7 +67,7 @@ def test_detection_with_pat(tmp_path):
     assert 0.3 < counter.get_total_flops() / flops["student_forward"] < 1
 
 
-def test_classification_with_rows_that_are_gathered(tmp_path):
+def test_classification_with_crd(tmp_path):
     figures, output = count(
         tmp_path, CLASSIFICATION, "--method", "crd", "--batch-size", 4,
         "--cfg-options", "model.method.num_data=50", "model.method.num_negatives=8",

@@ -62,7 +62,7 @@ def wait_for(condition, process):
 
 
 @pytest.mark.parametrize("name", load_tables())
-def test_rows_of_tables_yml_are_complete_and_consistent(name):
+def test_rows_of_tables(name):
     entry = yaml.safe_load((ROOT / "configs/tables.yml").read_text())[name]
     table, columns = load_tables()[name], entry.get("columns", [])
     width = len(table.metrics) if entry["task"] == "detection" else 1
@@ -93,7 +93,7 @@ def test_cells_of_the_paper_are_there():
     assert tables["cifar10"].cells["tinyvit_mini-res18_mini/kd"].teacher == "tinyvit_mini/teacher"
 
 
-def test_every_method_of_a_detector_is_in_every_table():
+def test_detection_tables_have_every_method():
     known = {path.stem for path in (ROOT / "configs/_base_/methods").glob("*.py")} - {"crd"}
     for name in ("coco", "digits", "bccd"):
         cells = load_tables()[name].cells.values()
@@ -135,7 +135,7 @@ def test_listed_commands_are_accepted(name, patterns, settings, reproduce, monke
             assert (cfg.model.teacher_checkpoint == teacher) == bool(cell.teacher)
 
 
-def test_cells_are_trained_killed_resumed_and_skipped(digits, tmp_path, reproduce):
+def test_train_kill_resume_skip(digits, tmp_path, reproduce):
     options = [
         f"data_root={digits}/",
         "train_cfg.max_iters=8",
@@ -218,9 +218,7 @@ def test_failing_cells_do_not_stop_others(slurm, tmp_path, reproduce):
     assert output.count("| seed 1: 0/300 failed |") == 2
 
 
-def test_data_are_made_and_a_teacher_that_fails_is_waited_for(
-    slurm, tmp_path, reproduce, monkeypatch
-):
+def test_generated_data_and_failing_teacher(slurm, tmp_path, reproduce, monkeypatch):
     small = replace(
         find_table("digits"),
         generator=("dataset_converters/make_digits.py", "--train", "3", "--val", "2"),
@@ -252,7 +250,7 @@ def test_interrupt_stops_the_trainings(slurm, tmp_path):
     assert read_record(folder)["starts"][0]["exit_code"] is None
 
 
-def test_a_training_outlives_a_kill_and_keeps_its_lock(slurm, tmp_path, reproduce):
+def test_lock_after_kill(slurm, tmp_path, reproduce):
     flags = ["--cells", "*/none", *slurm, "wait=1"]
     process = subprocess.Popen([sys.executable, TOOL, *flags], stdout=subprocess.DEVNULL)
     wait_for((tmp_path / "bin/calls").exists, process)
@@ -317,7 +315,7 @@ def test_collected_table(tmp_path, reproduce):
     assert "none (student alone)" in output and "settings `published`" in output
 
 
-def test_an_evaluation_that_found_nothing_is_not_a_result(tmp_path, reproduce):
+def test_evaluation_without_result(tmp_path, reproduce):
     folder = tmp_path / "digits/equal" / PAIR / "kd/seed_0"
     trained(folder, 2, None)
     log(folder, "20260101_000001", {"time": 0.1, "step": 2})

@@ -46,7 +46,7 @@ def test_change_is_seen(value):
     assert cfg.pretty_text == Config(cfg.to_dict()).pretty_text != before
 
 
-def test_file_name_and_values_are_those_of_the_config(tmp_path):
+def test_attributes_of_cached_config(tmp_path):
     (tmp_path / "a.py").write_text("a = dict(b=1)\n")
     plain = Config.fromfile(tmp_path / "a.py")
     cfg = CachedConfig.from_config(plain)

@@ -103,13 +103,13 @@ def test_objects_become_inert_placeholders(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == known, "the next file is read as strictly"
 
 
-def test_objects_are_refused_where_they_are_needed(tmp_path):
+def test_needed_objects_are_refused(tmp_path):
     path = save({"history": HistoryBuffer()}, tmp_path / "c.pth")
     with pytest.raises(ValueError, match=r"c.pth' is refused.*foreign code.*HistoryBuffer.*alone"):
         read_checkpoint(path, allow_objects=False)
 
 
-def test_pickled_network_is_not_taken_for_weights(tmp_path):
+def test_pickled_network(tmp_path):
     path = save({"model": Plain()}, tmp_path / "c.pth")
     with pytest.raises(ValueError, match="holds a pickled Plain instead of weights"):
         load_weights(nn.Linear(2, 1), path)
@@ -245,7 +245,7 @@ def script(path, content):
 
 
 @pytest.mark.parametrize("write", [tar, legacy, plain_pickle, script])
-def test_other_formats_with_objects_are_not_run(write, tmp_path, monkeypatch):
+def test_other_formats_run_nothing(write, tmp_path, monkeypatch):
     trap = tmp_path / "trap"
     monkeypatch.setattr(torch.jit, "load", lambda *args, **kwargs: trap.mkdir())
     hostile = type("Hostile", (), {"__reduce__": lambda self: (os.mkdir, (str(trap),))})()
@@ -259,7 +259,7 @@ def test_other_formats_with_objects_are_not_run(write, tmp_path, monkeypatch):
     ("function", "legacy_format", "name"),
     [(os.mkdir, False, "posix.mkdir"), (print, True, "print"), (eval, True, "eval")],
 )
-def test_refused_function_is_named_without_torchs_advice(function, legacy_format, name, tmp_path):
+def test_refused_function_is_named(function, legacy_format, name, tmp_path):
     content = {"extra": call(function, "never")}
     path = save(content, tmp_path / "f.pth", _use_new_zipfile_serialization=not legacy_format)
     with pytest.raises(ValueError, match=f"is refused.*foreign code .*GLOBAL {name} ") as error:
@@ -390,14 +390,14 @@ def test_unexpected_keys_are_named_in_the_log(tmp_path):
     assert "unexpected" not in printed()
 
 
-def test_allowed_keys_still_have_to_be_there_if_the_module_has_them(tmp_path):
+def test_allowed_keys_may_not_be_missing(tmp_path):
     state = states(network())
     state.pop("0.weight")
     with pytest.raises(ValueError, match=r"1 of 9 keys are missing \(0.weight\)"):
         load_weights(network(), save(state, tmp_path / "w.pth"), allow_unused=["0."])
 
 
-def test_batch_norm_without_counted_batches_loads(tmp_path):
+def test_batch_norm_without_num_batches_tracked(tmp_path):
     state = states(network())
     state.pop("1.num_batches_tracked")
     load_weights(network(), save(state, tmp_path / "w.pth"))

@@ -112,7 +112,7 @@ def test_settings_as_an_option():
         load_config(path, {"settings": "published"}, "ofa", "equal")
 
 
-def test_published_settings_replace_no_value_of_the_user(tmp_path):
+def test_published_settings_keep_user_values(tmp_path):
     base = "configs/pat/swin_t-mbv2_coco.py"
     path = write(tmp_path, "train_cfg = dict(max_iters=1000)\n", base)
     assert load_config(path).train_cfg.max_iters == 1000
@@ -124,7 +124,7 @@ def test_published_settings_replace_no_value_of_the_user(tmp_path):
     assert load_config(path, settings="published").train_cfg.max_iters == 270000
 
 
-def test_settings_that_mmengine_does_not_apply_are_refused_by_its_runner(tmp_path):
+def test_runner_refuses_unapplied_settings(tmp_path):
     path = write(tmp_path, "settings = 'published'\n", "configs/pat/swin_t-mbv2_coco.py")
     with pytest.raises(ConfigError, match=r"does not apply the method's options .*270000.*tools"):
         check_config(Config.fromfile(path))
@@ -135,7 +135,7 @@ def test_other_options_are_applied():
     assert cfg.model.method.raa_grid == 3 and cfg.train_dataloader.batch_size == 2
 
 
-def test_work_dir_from_the_command_line_the_config_or_the_name():
+def test_work_dir_precedence():
     cfg = pair()
     set_work_dir(cfg, None)
     assert cfg.work_dir == "work_dirs/swin_p-res18_digits"
@@ -167,7 +167,7 @@ def test_without_gpu_mixed_precision_is_off(printed):
 
 
 @NO_GPU
-def test_without_gpu_and_mixed_precision_nothing_is_said(printed):
+def test_full_precision_without_gpu_is_silent(printed):
     cfg = pair()
     before = cfg.optim_wrapper.to_dict()
     prepare_environment(cfg, "none")
@@ -182,7 +182,7 @@ class Foreign:
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_every_file_is_loaded_safely_from_then_on(gpu, monkeypatch, tmp_path, capsys):
+def test_safe_loading(gpu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path = tmp_path / "foreign.pth"
@@ -195,7 +195,7 @@ def test_every_file_is_loaded_safely_from_then_on(gpu, monkeypatch, tmp_path, ca
 
 
 @pytest.mark.parametrize("launcher", ["pytorch", "slurm", "mpi"])
-def test_a_launcher_that_did_not_start_the_process(launcher, monkeypatch):
+def test_launcher_without_its_environment(launcher, monkeypatch):
     for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match=rf"--launcher {launcher} is for .* is not set"):
@@ -213,7 +213,7 @@ def test_with_gpu_mixed_precision_stays(printed, monkeypatch):
     assert "model_wrapper_cfg" not in cfg and not printed
 
 
-def test_several_processes_without_gpu_are_joined_with_gloo(monkeypatch, printed):
+def test_gloo_without_gpu(monkeypatch, printed):
     joined = []
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -227,7 +227,7 @@ def test_several_processes_without_gpu_are_joined_with_gloo(monkeypatch, printed
 
 
 @pytest.mark.parametrize("method", [None, "none"])
-def test_compile_is_for_the_blocks_of_a_pair_or_the_whole_student(method, tmp_path):
+def test_compile_flag(method, tmp_path):
     train = vars(importlib.import_module("pat_mmdet.cli.train"))
     cfg = load_config(str(ROOT / "configs/pat/swin_p-res18_digits.py"), None, method)
     flags = dict.fromkeys(("method", "settings", "resume"), None)

@@ -75,7 +75,7 @@ def plain(cfg):
 
 
 @pytest.mark.parametrize("path", LEAVES)
-def test_shipped_config_is_the_same_to_mmengine(path):
+def test_shipped_config_in_mmengine(path):
     read = Config.fromfile(ROOT / path)
     check_config(read)
     ours, theirs = plain(load_config(str(ROOT / path))), plain(read)
@@ -89,7 +89,7 @@ def test_shipped_config_is_the_same_to_mmengine(path):
     assert ours == theirs
 
 
-def test_settings_of_the_command_line_reach_every_place():
+def test_command_line_settings():
     cfg = coco(data_root="my/data", classes=["left", "right", "both"])
     assert roots(cfg) == ["my/data"] * 3 and classes(cfg) == {("left", "right", "both")}
     assert cfg.val_evaluator.ann_file == "my/data/annotations/instances_val2017.json"
@@ -97,7 +97,7 @@ def test_settings_of_the_command_line_reach_every_place():
     assert heads(cfg) == [3, 3] and "ann_file" not in cfg.model
 
 
-def test_annotation_files_of_the_user_reach_the_evaluators():
+def test_ann_file_reaches_evaluators():
     options = {
         "data_root": "mine/",
         "val_dataloader.dataset.ann_file": "v.json",
@@ -113,7 +113,7 @@ def test_single_class_of_the_command_line():
     assert classes(cfg) == {("person",)} and heads(cfg) == [1, 1]
 
 
-def test_settings_reach_a_model_without_teacher_and_the_method_none():
+def test_settings_without_teacher():
     path = str(ROOT / "configs/students/faster-rcnn_r18_fpn_digits.py")
     for cfg in (
         load_config(path, dict(classes=("a", "b"))),
@@ -147,7 +147,7 @@ def test_config_written_by_the_tools_is_plain(write, tmp_path):
 
 
 @pytest.mark.parametrize(("text", "base"), [(IN_PLACE, COCO), (FOLDERS_IN_PLACE, CIFAR10)])
-def test_values_in_their_places_run_as_they_are(write, text, base):
+def test_values_in_place(write, text, base):
     path = write(text, base)
     read = Config.fromfile(path)
     check_config(read)
@@ -173,7 +173,7 @@ def test_values_in_their_places_run_as_they_are(write, text, base):
         (" metainfo=metainfo,", r"train_dataloader.dataset has .*person.* and val_dataloader"),
     ],
 )
-def test_place_that_was_forgotten_is_named(write, left_out, message):
+def test_missing_place_is_named(write, left_out, message):
     text = IN_PLACE.replace(left_out, "", 1)
     assert text != IN_PLACE
     with pytest.raises(ConfigError, match=message):
@@ -222,7 +222,7 @@ def test_folder_of_one_loader():
          r"classes=\('a',\) .*model.teacher.roi_head.bbox_head.num_classes=7"),
     ],
 )  # fmt: skip
-def test_contradiction_names_both_values_and_places(write, text, options, message):
+def test_contradiction_names_both_values(write, text, options, message):
     with pytest.raises(ConfigError, match=message):
         load_config(write(text), options)
 
@@ -240,7 +240,7 @@ def test_no_classes_are_refused(write, text, options):
         load_config(write(text), options)
 
 
-def test_value_of_the_base_written_by_hand_is_not_replaced(write):
+def test_explicit_base_value_is_kept(write):
     text = "data_root = 'y/'\nval_dataloader = dict(dataset=dict(data_root='data/digits/'))\n"
     with pytest.raises(ConfigError, match=r"data_root='y/' .*data_root='data/digits/'"):
         load_config(write(text))
@@ -288,7 +288,7 @@ def test_classifier_of_two_classes():
         load_config(str(ROOT / CIFAR10), {"classes": ("a", "b"), "val_evaluator.topk": (1, 5)})
 
 
-def test_teacher_of_other_classes_for_a_method_on_features():
+def test_other_classes_of_feature_teacher():
     options = {"classes": ("a", "b"), "model.teacher.roi_head.bbox_head.num_classes": 80}
     with pytest.raises(ConfigError, match=r"for all places, but model.teacher"):
         load_config(str(ROOT / COCO), options, "pkd")
@@ -297,7 +297,7 @@ def test_teacher_of_other_classes_for_a_method_on_features():
     check_config(cfg)
 
 
-def test_config_of_another_project_is_left_alone(tmp_path):
+def test_config_of_another_project(tmp_path):
     path = tmp_path / "model.py"
     path.write_text(
         "data_root, classes = 'd/', ('x',)\nmodel = dict(heads=[dict(num_classes=5)])\n"

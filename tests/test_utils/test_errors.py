@@ -25,7 +25,7 @@ def test_our_errors_end_in_one_line():
     assert line.startswith("error: unknown distillation method 'PTA'; known methods: ")
 
 
-def test_our_errors_end_in_one_line_also_from_a_registry():
+def test_errors_from_a_registry():
     registry = Registry("things", scope="pat_mmdet")
 
     @registry.register_module()
@@ -46,7 +46,7 @@ def test_our_errors_end_in_one_line_also_from_a_registry():
     assert ends_with(lambda: registry.build(dict(type="wrapped"))) == expected
 
 
-def test_our_error_about_anothers_error_is_shown(tmp_path):
+def test_error_about_a_library_error(tmp_path):
     path = tmp_path / "cut.pth"
     path.write_bytes(b"")
     cfg = load_config(
@@ -66,7 +66,7 @@ def fail(error):
 
 
 @pytest.mark.parametrize("error", [ValueError("theirs\nmore"), KeyError("a"), RuntimeError()])
-def test_errors_of_others_end_in_one_line_or_keep_their_traceback(error):
+def test_library_errors(error):
     line = ends_with(lambda: fail(error))
     first = str(error).partition("\n")[0]
     assert line == f"error: {type(error).__name__}: {first} (--traceback shows where)"
@@ -75,7 +75,7 @@ def test_errors_of_others_end_in_one_line_or_keep_their_traceback(error):
     assert caught.value is error
 
 
-def test_a_download_that_fails_names_the_address():
+def test_failed_download_names_url():
     def download(url):
         try:
             raise OSError("Name or service not known")
@@ -86,7 +86,7 @@ def test_a_download_that_fails_names_the_address():
     assert line.startswith("error: OSError at 'https://host/a.pth': Name or service not known")
 
 
-def test_errors_inside_a_loop_keep_their_traceback(tmp_path):
+def test_errors_inside_a_loop(tmp_path):
     path = tmp_path / "runner/loops.py"
     path.parent.mkdir()
     path.write_text("def run(step):\n    step()\n")

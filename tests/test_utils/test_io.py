@@ -5,7 +5,7 @@ import pytest
 from pat_mmdet.utils.io import write_atomic
 
 
-def test_write_atomic_makes_folders_and_replaces(tmp_path):
+def test_write_atomic(tmp_path):
     path = tmp_path / "new/file.txt"
     write_atomic(path, "ä")
     assert path.read_bytes() == "ä".encode()

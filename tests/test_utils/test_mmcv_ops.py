@@ -101,7 +101,7 @@ def test_nms_without_boxes():
     assert indices.dtype == torch.int64
 
 
-def test_batched_nms_keeps_overlaps_between_classes():
+def test_batched_nms_between_classes():
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 3)
     scores = torch.tensor([0.9, 0.8, 0.7])
     _, kept = batched_nms(
@@ -247,7 +247,7 @@ def test_focal_loss_gradient(logits_and_targets, gamma, alpha):
     )
 
 
-def test_focal_loss_equals_that_of_mmdet_on_a_cpu(logits_and_targets):
+def test_focal_loss_equals_mmdet(logits_and_targets):
     logits, targets = logits_and_targets
     one_hot = torch.nn.functional.one_hot(targets, 6)[:, :5]
     torch.testing.assert_close(

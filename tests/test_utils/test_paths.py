@@ -7,7 +7,7 @@ NAME = "pat/swin_t-res18_coco.py"
 
 
 @pytest.mark.parametrize("path", [NAME, f"configs/{NAME}", CONFIGS / NAME])
-def test_configs_of_the_project_are_found_from_any_folder(path, tmp_path, monkeypatch):
+def test_configs_from_any_folder(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config(path) == CONFIGS / NAME
     assert load_config(str(path), method="kd").model.method.type == "KD"

@@ -106,7 +106,7 @@ def test_timm_networks_are_registered():
     assert output == ["TimmClassifier"]
 
 
-def test_registries_without_locations_of_ours_stay_as_they_are():
+def test_other_registries_are_unchanged():
     output = run("""
         import pat_mmdet
         from mmengine.registry import FUNCTIONS, Registry
@@ -152,7 +152,7 @@ def test_register_all_modules():
     assert [line for line in output if not line.endswith(":True")] == []
 
 
-def test_register_all_modules_names_what_is_missing():
+def test_register_all_modules_without_libraries():
     output = run("""
         import sys
         sys.modules["mmdet"] = None

@@ -18,7 +18,7 @@ def test_nothing_there(tmp_path):
     assert read_record(training.folder) == {}
 
 
-def test_resumed_training_with_a_line_that_was_cut(tmp_path):
+def test_truncated_log_line(tmp_path):
     log(tmp_path, "20260101_000000", step(2, 9.0), step(4, 9.0), tail='{"loss": 1.0, "ti')
     log(tmp_path, "20260101_000100", step(4, 2.0), step(6, 4.0), evaluation(6, 0.25))
     training = RunDir(tmp_path, 6)
@@ -31,7 +31,7 @@ def test_resumed_training_with_a_line_that_was_cut(tmp_path):
     assert not RunDir(tmp_path, 8).is_finished() and RunDir(tmp_path, 8).progress() == 6
 
 
-def test_a_checkpoint_that_was_not_evaluated_is_not_done(tmp_path):
+def test_unevaluated_checkpoint_is_not_finished(tmp_path):
     log(tmp_path, "20260101_000000", step(3), evaluation(3, 0.1), step(6))
     for number in (3, 6):
         (tmp_path / f"iter_{number}.pth").touch()
@@ -47,7 +47,7 @@ def test_training_by_epochs(tmp_path):
     assert training.train_time() == pytest.approx(20) and training.checkpoint.name == "epoch_2.pth"
 
 
-def test_length_is_that_of_the_config_with_options():
+def test_length_of_training():
     path = str(ROOT / "configs/pat/swin_p-res18_digits.py")
     assert RunDir.from_config(ROOT, load_config(path)).steps == 300
     assert RunDir.from_config(ROOT, load_config(path, {"train_cfg.max_iters": 7})).steps == 7
@@ -55,7 +55,7 @@ def test_length_is_that_of_the_config_with_options():
         RunDir.from_config(ROOT, Config(dict(train_cfg=dict())))
 
 
-def test_a_folder_is_locked_once(tmp_path):
+def test_lock_folder(tmp_path):
     with lock_folder(tmp_path), pytest.raises(BlockingIOError):
         lock_folder(tmp_path)
     lock_folder(tmp_path).close()

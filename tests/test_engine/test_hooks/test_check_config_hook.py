@@ -66,7 +66,7 @@ def test_runner_and_tools_train_alike(write, tmp_path):
     assert losses(load_config(str(write(AT_THE_TOP, "top.py"))), tmp_path / "top") == expected
 
 
-def test_runner_refuses_a_setting_that_has_not_reached_its_places(write, tmp_path, digits):
+def test_runner_refuses_unapplied_data_root(write, tmp_path, digits):
     path = write(AT_THE_TOP)
     cfg = Config.fromfile(path)
     cfg.work_dir = str(tmp_path / "runner")

@@ -23,7 +23,7 @@ from pat_mmdet.utils import load_weights, read_checkpoint
 from pat_mmdet.utils.checkpoint import PickledObject
 
 
-def test_checkpoints_of_a_training_are_plain_data(toy, tmp_path):
+def test_checkpoints_are_plain_data(toy, tmp_path):
     assert isinstance(toy.message_hub.get_info("best_score"), np.generic)
     names = sorted(path.name for path in tmp_path.glob("*.pth"))
     assert names == ["best_score_iter_2.pth", "iter_2.pth", "iter_4.pth", "iter_6.pth"]
@@ -35,7 +35,7 @@ def test_checkpoints_of_a_training_are_plain_data(toy, tmp_path):
     assert read_checkpoint(str(tmp_path / "iter_6.pth"))["meta"]["iter"] == 6
 
 
-def test_the_method_gets_its_state_only_when_resuming(toy, tmp_path):
+def test_method_state_on_resume_only(toy, tmp_path):
     def load(rank=0, **options):
         made = runner(tmp_path, 6, f"load_{rank}_{len(options)}", ema=False, **options)
         with pytest.MonkeyPatch.context() as patch:
@@ -108,7 +108,7 @@ def hub(name):
     return made
 
 
-def test_histories_and_numpy_values_make_the_round_trip(tmp_path):
+def test_histories_and_numpy_values(tmp_path):
     made = SimpleNamespace(model=nn.Linear(1, 1), _resume=False)
     hook, source = SafeCheckpointHook(interval=1), hub("source")
     checkpoint = {"message_hub": source.state_dict(), "meta": {"seed": np.int64(3)}}
@@ -165,7 +165,7 @@ def test_schedulers_make_the_round_trip(tmp_path):
         )
 
 
-def test_plain_mmengine_checkpoint_loads_its_weights(tmp_path, restore_scope):
+def test_weights_of_plain_mmengine_checkpoint(tmp_path, restore_scope):
     made = runner(tmp_path, 2, "plain", hook="CheckpointHook", ema=False)
     made.train()
     path = str(tmp_path / "iter_2.pth")
@@ -179,7 +179,7 @@ def test_plain_mmengine_checkpoint_loads_its_weights(tmp_path, restore_scope):
         read_checkpoint(path, allow_objects=False)
 
 
-def test_a_resumed_plain_mmengine_checkpoint_would_keep_its_histories(restore_scope):
+def test_resume_from_plain_mmengine_checkpoint(restore_scope):
     # Histories that are objects already are left as they are.
     checkpoint = {"message_hub": {"log_scalars": {"loss": HistoryBuffer([1.0], [1])}}}
     made = SimpleNamespace(model=nn.Linear(1, 1), _resume=True)
@@ -239,7 +239,7 @@ def test_beta_of_earlier_checkpoints(load):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizer_state_of_earlier_checkpoints(name):
+def test_old_optimizer_state(name):
     torch.manual_seed(0)
     model, other = Prompted(), Prompted()
     optimizer = OPTIMIZERS[name](model.parameters())

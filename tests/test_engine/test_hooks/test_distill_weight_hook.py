@@ -59,7 +59,7 @@ def losses_with(model, weight):
     return train_step(model, data)
 
 
-def test_weight_multiplies_the_losses_of_the_method_alone(model):
+def test_weight_scales_method_losses(model):
     state = {key: value.clone() for key, value in model.state_dict().items()}
     plain = losses_with(model, None)
     model.load_state_dict(state)
@@ -73,7 +73,7 @@ def test_weight_multiplies_the_losses_of_the_method_alone(model):
             torch.testing.assert_close(x, factor * y)
 
 
-def test_without_weight_the_teacher_rests_and_every_parameter_gets_a_gradient(model):
+def test_zero_weight_skips_teacher(model):
     model.teacher.register_forward_pre_hook(lambda *args: pytest.fail("the teacher ran"))
     model.teacher.backbone.register_forward_pre_hook(lambda *args: pytest.fail("the teacher ran"))
     losses = losses_with(model, 0)
@@ -85,7 +85,7 @@ def test_without_weight_the_teacher_rests_and_every_parameter_gets_a_gradient(mo
     assert any(param.grad.any() for param in model.student.parameters() if param.grad is not None)
 
 
-def test_weight_is_logged_but_not_part_of_the_loss(model):
+def test_weight_is_logged(model):
     model.distill_weight = 0.25
     data = batch(model)
     losses = model(**data, mode="loss")

@@ -145,7 +145,7 @@ def training(request, tmp_path_factory):
     return made, watch, checkpoints, folder, MODELS[request.param]
 
 
-def test_checkpoints_hold_the_average_and_the_weights_in_training(training):
+def test_checkpoint_has_average_and_weights(training):
     made, watch, checkpoints, *_ = training
     assert len(watch.trained) == 4
     for epoch, checkpoint in enumerate(checkpoints, start=1):
@@ -174,7 +174,7 @@ def test_layers_of_the_method_are_not_averaged(training):
     assert len(copied) == len(students) and not copied & {id(param) for param in students}
 
 
-def test_the_average_is_validated_and_training_goes_on_with_the_weights(training):
+def test_average_is_validated(training):
     _, watch, *_ = training
     assert len(watch.tested) == len(watch.restored) == 2
     for epoch, (tested, after) in enumerate(zip(watch.tested, watch.restored), start=1):
@@ -184,7 +184,7 @@ def test_the_average_is_validated_and_training_goes_on_with_the_weights(training
         )
 
 
-def test_resumed_training_equals_the_unbroken_one(training, tmp_path):
+def test_resumed_training_is_exact(training, tmp_path):
     _, watch, checkpoints, folder, cfg = training
     start = str(folder / "epoch_1.pth")
     again, seen = runner(tmp_path, cfg, "resumed", resume=True, load_from=start)
@@ -200,7 +200,7 @@ def test_resumed_training_equals_the_unbroken_one(training, tmp_path):
     assert all(torch.equal(seen.tested[-1][key], value) for key, value in watch.tested[-1].items())
 
 
-def test_a_checkpoint_is_tested_as_it_is(training, tmp_path):
+def test_plain_checkpoint(training, tmp_path):
     *_, checkpoints, folder, cfg = training
     student = cfg.get("student", cfg)
     again, seen = runner(tmp_path, student, "tested", load_from=str(folder / "epoch_2.pth"))
@@ -210,7 +210,7 @@ def test_a_checkpoint_is_tested_as_it_is(training, tmp_path):
     assert all(torch.equal(state[key], value) for key, value in seen.tested[0].items())
 
 
-def test_training_from_the_average_of_another_begins_there(training, tmp_path):
+def test_load_from_average(training, tmp_path):
     *_, checkpoints, folder, cfg = training
     start = str(folder / "epoch_2.pth")
     again, seen = runner(tmp_path, cfg, "new", epochs=1, load_from=start)
@@ -236,7 +236,7 @@ def test_the_average_begins_late(name, tmp_path):
     assert int(last["ema_state_dict"]["steps"]) == 2
 
 
-def test_without_buffers_they_are_those_of_the_model(tmp_path):
+def test_average_without_buffers(tmp_path):
     made, watch = runner(tmp_path, MODELS["timm"], "buffers", hook=dict(update_buffers=False))
     made.train()
     state, mean = read(tmp_path / "epoch_2.pth")["state_dict"], average(watch.trained)
@@ -247,7 +247,7 @@ def test_without_buffers_they_are_those_of_the_model(tmp_path):
         torch.testing.assert_close(state[key], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_resume_of_a_checkpoint_without_average(tmp_path):
+def test_resume_without_average(tmp_path):
     cfg = MODELS["distilled timm"]
     runner(tmp_path, cfg, "without", epochs=1)[0].train()
     checkpoint = read(tmp_path / "epoch_1.pth")

@@ -75,7 +75,7 @@ KINDS = ("infinite", "aspect ratio", "aspect ratio, finite", "finite", "finite, 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("first", [1, 2, 3, 4, 9])
-def test_skipped_batches_leave_the_sequence_as_it_is(kind, first):
+def test_skipped_batches(kind, first):
     whole = batches(kind)
     assert len(whole) == 14
     assert batches(kind, first, 14 - first) == whole[first:]
@@ -105,7 +105,7 @@ def test_the_batches_are_those_of_the_sampler():
     assert [[index for index, _ in items] for items in batches("finite", count=9)] == epochs
 
 
-def test_another_epoch_set_from_outside_in_between_does_not_matter():
+def test_set_epoch_in_between():
     made = seeded(sampler("finite"), first_batch=4)
     iterator = iter(made)
     first = next(iterator)
@@ -190,7 +190,7 @@ def test_loader_goes_on_where_it_stopped(workers, kind):
         assert len(resumed.dataset.read) == sum(len(batch["index"]) for batch in whole[6:])
 
 
-def test_ranks_positions_and_seeds_are_augmented_differently():
+def test_augmentation_seeds_differ():
     loaders = [make_loader(rank=0), make_loader(rank=1), make_loader(seed=4)]
     values = [
         value
@@ -201,7 +201,7 @@ def test_ranks_positions_and_seeds_are_augmented_differently():
     assert len(values) == 3 * 6 * 2 * 3 and len(set(values)) == len(values)
 
 
-def test_seeded_dataset_shows_what_the_dataset_has_and_is_pickled():
+def test_seeded_dataset_is_transparent():
     data = _SeededDataset(Images())
     assert data.size == len(data) == 7
     again = pickle.loads(pickle.dumps(data))
@@ -277,7 +277,7 @@ def test_batch_sampler_of_a_config():
     assert [batch["index"] for batch in take(loader, 5)] == plain
 
 
-def test_a_data_loader_that_is_built_is_refused():
+def test_built_data_loader_is_refused():
     with pytest.raises(TypeError, match="give train_dataloader as a config"):
         training_dataloader(DataLoader(Images()), seed=1)
 
@@ -292,7 +292,7 @@ def test_steps_are_seeded_apart_from_samples():
     assert [random.random(), np.random.rand(), float(torch.rand(()))] == drawn[:3]
 
 
-def test_resumed_training_equals_the_unbroken_one(toy, tmp_path):
+def test_resumed_training_is_exact(toy, tmp_path):
     resumed = runner(tmp_path, name="resumed", resume=True, load_from=str(tmp_path / "iter_4.pth"))
     loaded = []
     resumed.model.distill.load_resume_state = loaded.append
@@ -320,7 +320,7 @@ def test_resumed_training_equals_the_unbroken_one(toy, tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [None, 3])
-def test_a_finished_training_is_evaluated_again_when_resumed(epochs, tmp_path, restore_scope):
+def test_resume_of_finished_training(epochs, tmp_path, restore_scope):
     """It may have been stopped in its last evaluation."""
     runner(tmp_path, epochs=epochs).train()
     checkpoint = str(tmp_path / ("iter_6.pth" if epochs is None else "epoch_3.pth"))
@@ -351,7 +351,7 @@ def test_fewer_images_than_a_batch(tmp_path, restore_scope):
         ResumableEpochBasedTrainLoop(runner(tmp_path), loader, max_epochs=1)
 
 
-def test_training_by_epochs_resumes_exactly_too(tmp_path, restore_scope):
+def test_exact_resume_by_epoch(tmp_path, restore_scope):
     whole = runner(tmp_path, name="epochs", epochs=3)
     whole.train()
     assert whole.iter == 9 and len(whole.train_dataloader.dataset.read) == 15
@@ -368,7 +368,7 @@ def test_training_by_epochs_resumes_exactly_too(tmp_path, restore_scope):
     assert len(first) == 9 and len(set(first)) > 4 and np.array_equal(first, again)
 
 
-def test_resumes_with_an_mmengine_that_calls_skip_iter(toy, tmp_path, monkeypatch):
+def test_resume_with_skip_iter(toy, tmp_path, monkeypatch):
     def run(self):
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")

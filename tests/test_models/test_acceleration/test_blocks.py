@@ -43,7 +43,7 @@ def resnet():
     return MODELS.build(classifiers.config("resnet18", channels=(4, 4, 4, 4)))
 
 
-def test_compiled_blocks_are_equal_and_leave_the_hooks(graphs):
+def test_compiled_blocks_keep_hooks(graphs):
     plain, compiled = changed_pair(resnet(), compile_blocks)
     recorder = Recorder(compiled, outputs={"end": "model.layer2.1"})
     with recorder.recording() as records:
@@ -74,7 +74,7 @@ def test_limit_of_graphs_is_raised_once(graphs):
 
 
 @pytest.mark.parametrize("change", [compile_blocks, recompute_blocks])
-def test_a_deep_copy_has_its_own_weights(change, graphs):
+def test_deep_copy(change, graphs):
     network = nn.Sequential(Block(2), Block(3))
     change(network)
     x = torch.randn(4, 2, requires_grad=True)

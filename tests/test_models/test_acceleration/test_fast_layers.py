@@ -186,7 +186,7 @@ def test_linear_layer_on_transposed_input(width, copied, bias, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_replaced_is_logged_in_one_line(monkeypatch):
+def test_log_of_replaced_layers(monkeypatch):
     lines = []
     monkeypatch.setattr(fast_layers, "print_log", lambda line, logger: lines.append(line))
     init_default_scope("mmdet")
@@ -221,7 +221,7 @@ def test_subclasses_are_left_alone():
     }
 
 
-def test_deep_copies_have_their_own_weights():
+def test_deep_copy():
     layer = nn.Linear(3, 2)
     use_fast_layers(layer)
     copied = copy.deepcopy(layer)

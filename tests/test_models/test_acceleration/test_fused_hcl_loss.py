@@ -40,7 +40,7 @@ def test_gradcheck(layout):
     assert torch.autograd.gradcheck(fused_hcl_loss, maps((5, 6), layout))
 
 
-def test_half_precision_and_autocast_are_as_in_the_plain_loss():
+def test_half_precision_and_autocast():
     s, t = (x.detach().half() for x in maps((5, 6), "maps"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = fused_hcl_loss(s, t)
@@ -60,7 +60,7 @@ def test_shapes_are_checked():
         fused_hcl_loss(torch.zeros(1, 3, 5, 6), torch.zeros(2, 3, 5, 6))
 
 
-def test_one_map_is_saved_for_the_backward_pass():
+def test_saved_tensors():
     saved = []
     s, t = maps((13, 20), "maps", batch=40)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
@@ -68,7 +68,7 @@ def test_one_map_is_saved_for_the_backward_pass():
     assert sum(x.numel() >= s.numel() for x in saved) == 1
 
 
-def test_the_switch_takes_it(monkeypatch):
+def test_fused_loss_is_taken(monkeypatch):
     taken = []
     monkeypatch.setattr(module, "fused_hcl_loss", lambda s, t: taken.append(1))
     network = nn.Sequential(HierarchicalContextLoss())

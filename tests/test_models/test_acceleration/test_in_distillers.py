@@ -49,7 +49,7 @@ def test_a_step_is_the_same_with_and_without(task, options):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("task", ["classification", "detection"])
-def test_a_teacher_in_half_precision(task, dtype):
+def test_teacher_in_half_precision(task, dtype):
     model, data = make(task, teacher_dtype=dtype)
     step = observe_step(model, data)
     losses, plain, prompted = step.losses, step.teacher, step.prompted
@@ -62,7 +62,7 @@ def test_a_teacher_in_half_precision(task, dtype):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
 
 
-def test_an_unknown_precision_is_refused():
+def test_unknown_precision():
     with pytest.raises(ValueError, match="teacher_dtype='int8'; known: None, 'bfloat16'"):
         make("classification", teacher_dtype="int8")
 

@@ -53,7 +53,7 @@ def test_frozen_linear_saves_no_input():
     assert [x.shape for x in saved] == [layer.weight.shape]
 
 
-def test_other_precisions_take_the_ordinary_product():
+def test_other_precisions_are_not_replaced():
     x, weight, bias = (torch.randn(shape) for shape in ((5, 8), (12, 8), (12,)))
     double = [value.double() for value in (x, weight, bias)]
     assert torch.equal(onednn_linear(*double), F.linear(*double))

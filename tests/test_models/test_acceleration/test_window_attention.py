@@ -61,7 +61,7 @@ def test_mmpretrain_swin(size, pad_small_map):
 
 
 @pytest.mark.parametrize("shape", [(56, 56), (50, 41)])
-def test_timm_swin_with_windows_that_are_padded(shape):
+def test_padded_windows_of_timm_swin(shape):
     import timm
 
     network = timm.create_model(
@@ -164,7 +164,7 @@ def test_cached_bias_follows_the_weights():
     torch.testing.assert_close(fast(x)[0], plain(x)[0], rtol=1e-4, atol=1e-4)
 
 
-def test_attention_that_cannot_be_replaced_is_named():
+def test_obstacles_are_named():
     obstacle = window_attention.FastShiftWindowMSA.obstacle
     network = small_swin()
     block = network.stages[0].blocks[0].attn

@@ -17,7 +17,7 @@ def seeded():
 
 
 @pytest.mark.parametrize("indices", [(1, 2, 4, 6), (2,), (0, 3), (6, 7)])
-def test_headless_mobilenet_gives_what_mobilenet_gives(indices):
+def test_headless_mobilenet_equals_mobilenet(indices):
     torch.manual_seed(0)
     parent = MobileNetV2(widen_factor=0.25, out_indices=indices)
     headless = HeadlessMobileNetV2(widen_factor=0.25, out_indices=indices)
@@ -36,7 +36,7 @@ def test_headless_mobilenet_gives_what_mobilenet_gives(indices):
 
 @pytest.mark.parametrize("options", [{}, dict(frozen_stages=1), dict(norm_eval=True)])
 @pytest.mark.parametrize("indices", [(1, 2, 4, 6), (1, 2), (0, 7)])
-def test_headless_mobilenet_trains_what_it_runs(indices, options):
+def test_headless_mobilenet_has_no_unused_parameters(indices, options):
     net = HeadlessMobileNetV2(widen_factor=0.25, out_indices=indices, **options)
     net.train()
     sum(x.square().mean() for x in net(torch.randn(2, 3, 64, 96))).backward()
@@ -47,7 +47,7 @@ def test_headless_mobilenet_trains_what_it_runs(indices, options):
     assert trained == set(names[2 if "frozen_stages" in options else 0 :])
 
 
-def test_headless_mobilenet_is_frozen_when_it_is_built():
+def test_headless_mobilenet_frozen_stages():
     # DistributedDataParallel wraps it before train() is called.
     net = HeadlessMobileNetV2(widen_factor=0.25, out_indices=(1, 2, 4, 6), frozen_stages=1)
     before = {name for name, param in net.named_parameters() if param.requires_grad}

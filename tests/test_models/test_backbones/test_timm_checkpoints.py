@@ -101,7 +101,7 @@ def check(networks, name, path):
 
 
 @pytest.mark.parametrize(("name", "nested"), [*product(OLD, ["model"]), (SWIN, None)])
-def test_older_files_give_equal_logits(networks, tmp_path, name, nested):
+def test_older_timm_files(networks, tmp_path, name, nested):
     state = networks[1][name][0]
     old = OLD[name](state)
     assert {key: value.shape for key, value in old.items()} != {
@@ -112,14 +112,14 @@ def test_older_files_give_equal_logits(networks, tmp_path, name, nested):
 
 
 @pytest.mark.parametrize(("name", "nested"), [*product(TODAY, ["state_dict"]), (SWIN, None)])
-def test_files_of_today_give_equal_logits(networks, tmp_path, name, nested):
+def test_current_timm_files(networks, tmp_path, name, nested):
     state = networks[1][name][0]
     torch.save({nested: state} if nested else state, tmp_path / "new.pth")
     check(networks, name, tmp_path / "new.pth")
 
 
 @pytest.mark.parametrize("name", ["small_resmlp", "resnet18"])
-def test_safetensors_give_equal_logits(networks, tmp_path, name):
+def test_safetensors(networks, tmp_path, name):
     state = {key: value.contiguous() for key, value in networks[1][name][0].items()}
     safetensors.torch.save_file(state, tmp_path / "new.safetensors")
     check(networks, name, tmp_path / "new.safetensors")
@@ -137,14 +137,14 @@ def test_truncated_safetensors_are_refused(networks, tmp_path):
         load_weights(build(config("resnet18")), str(path))
 
 
-def test_weights_that_mmpretrain_saved(networks, tmp_path):
+def test_mmpretrain_checkpoint(networks, tmp_path):
     network = build(config(SWIN), seed=11)
     torch.save(dict(state_dict=network.state_dict()), tmp_path / "runner.pth")
     check(networks, SWIN, tmp_path / "runner.pth")
 
 
 @pytest.mark.parametrize("name", [SWIN, "small_resmlp", "resnet18"])
-def test_weights_of_another_architecture_are_refused(networks, tmp_path, name):
+def test_other_architecture_is_refused(networks, tmp_path, name):
     network = build(config(name))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     for other in TODAY:
@@ -169,7 +169,7 @@ def test_weights_of_another_architecture_are_refused(networks, tmp_path, name):
         ("vit_small_patch16_224", dict(num_classes=7), "head.weight", False),
     ],
 )
-def test_weights_of_another_size_are_not_resized(tmp_path, name, options, key, old):
+def test_other_size_is_refused(tmp_path, name, options, key, old):
     # timm would interpolate the tables, and the teacher would no longer be the one it was.
     state = build(config(name, **options)).model.state_dict()
     torch.save(OLD[name](state) if old else state, tmp_path / "other.pth")
@@ -177,7 +177,7 @@ def test_weights_of_another_size_are_not_resized(tmp_path, name, options, key, o
         load_weights(build(config(name)), str(tmp_path / "other.pth"))
 
 
-def test_old_files_are_taken_for_a_teacher(networks, tmp_path):
+def test_old_file_as_teacher_checkpoint(networks, tmp_path):
     state, _ = networks[1][SWIN]
     torch.save(dict(model=old_swin(state)), tmp_path / "swin.pth")
     cfg = distiller(teacher=SWIN, method="PAT", teacher_checkpoint=str(tmp_path / "swin.pth"))

@@ -140,7 +140,7 @@ def test_every_small_network_is_tested():
     assert set(EXPECTED) == {*TIMM, *MMPRETRAIN}
 
 
-def test_taps_leave_the_logits_as_they_are(tapped):
+def test_hooks_keep_logits(tapped):
     assert torch.equal(tapped.view().logits, tapped.plain)
     for prompt in (lambda i, x: x, lambda i, x: x + 0.0 * torch.randn_like(x)):
         with tapped.prompter.prompting(prompt):
@@ -163,12 +163,12 @@ def test_sizes_of_features_and_entries(tapped):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035", "mm resnet", "mm mobilenet"])
-def test_the_last_map_of_a_cnn_is_the_one_that_is_pooled(name):
+def test_last_map_is_pooled(name):
     view = Tapped(name).view()
     torch.testing.assert_close(view.features[3].mean((2, 3)), view.embedding)
 
 
-def test_maps_and_the_networks_layout_round_trip(tapped):
+def test_layout_round_trip(tapped):
     for stage, entry in zip(tapped.stages, tapped.entries()):
         args = tapped.raw_entry(stage)
         features, back = stage.to_map(args[0], args)
@@ -177,7 +177,7 @@ def test_maps_and_the_networks_layout_round_trip(tapped):
         assert torch.equal(back(features.contiguous()), args[0])
 
 
-def test_each_prompt_changes_its_own_stage_and_the_later_ones(tapped):
+def test_prompt_changes_later_stages(tapped):
     plain = tapped.view()
     for stage in range(4):
         with tapped.prompter.prompting(
@@ -189,7 +189,7 @@ def test_each_prompt_changes_its_own_stage_and_the_later_ones(tapped):
         assert not torch.equal(plain.logits, view.logits)
 
 
-def test_a_patch_of_the_image_is_the_same_place_of_the_map(tapped):
+def test_patch_position(tapped):
     images = tapped.images.clone()
     images[:, :, -16:, :16] += 1
     before, after = (tapped.entries(x)[0] for x in (tapped.images, images))
@@ -201,7 +201,7 @@ def test_a_patch_of_the_image_is_the_same_place_of_the_map(tapped):
         assert moved[-1, 0] and not moved[:half, half:].any()
 
 
-def test_a_place_in_the_prompt_is_the_same_place_in_the_network(tapped):
+def test_prompt_position(tapped):
     row, column = 1, 3
 
     def prompt(index, x):
@@ -221,7 +221,7 @@ def test_a_place_in_the_prompt_is_the_same_place_in_the_network(tapped):
     assert changed.nonzero().tolist() == [place if stage.layout == "NLC" else [row, column]]
 
 
-def test_the_first_tokens_are_those_before_the_grid(tapped):
+def test_extra_tokens(tapped):
     if tapped.extra is None:
         assert all(stage.extra_tokens == 0 for stage in tapped.stages)
         return
@@ -239,7 +239,7 @@ def test_the_first_tokens_are_those_before_the_grid(tapped):
         assert torch.equal(tokens[0, 0], expected)
 
 
-def test_prompts_and_features_leave_the_class_token_out(tapped):
+def test_class_token_is_left_out(tapped):
     if not tapped.extra:
         return
     extra = tapped.extra
@@ -263,7 +263,7 @@ def first_and_last_block(stage):
     return tuple(path.split(".")[-1] for path in paths)
 
 
-def test_blocks_of_tokens_are_cut_after_2_4_10_and_12(tapped):
+def test_stages_of_twelve_blocks(tapped):
     if tapped.extra is None:
         return
     found = [first_and_last_block(stage) for stage in tapped.stages]
@@ -271,7 +271,7 @@ def test_blocks_of_tokens_are_cut_after_2_4_10_and_12(tapped):
 
 
 @pytest.mark.parametrize("depth", [1, 3, 6, 24])
-def test_other_numbers_of_blocks_are_cut_too(depth):
+def test_stages_of_other_depths(depth):
     network = build(
         config("mm vit", backbone=dict(
             type="VisionTransformer", img_size=SIZE, patch_size=16,
@@ -338,7 +338,7 @@ TEACHERS = (
         ("vit_small_patch16_224", "spatial", "none"),
     ],
 )
-def test_prompted_teacher_equals_the_plain_one_at_beta_zero(teacher, prompt, feedback):
+def test_prompted_teacher_at_beta_zero(teacher, prompt, feedback):
     options = dict(prompt=prompt, feedback=feedback)
     student = "resnet18" if EXPECTED[teacher][2] is not None else "deit_tiny_patch16_224"
     model = build(distiller(student, teacher, "PAT", **options))

@@ -74,7 +74,7 @@ def check_gradients(model):
 
 @pytest.mark.parametrize(("student", "teacher"), CROSS_PAIRS.values(), ids=CROSS_PAIRS)
 @pytest.mark.parametrize("name", NAMES)
-def test_two_steps_reach_every_parameter_and_spare_the_teacher(name, student, teacher):
+def test_two_training_steps(name, student, teacher):
     model = build(distiller(student, config(teacher, drop_path_rate=0.5), name))
     data = batch(model)
     before = state_of(model.teacher)
@@ -125,7 +125,7 @@ def test_mmpretrain_classifiers_are_distilled(student):
     assert unchanged(model.teacher, before)
 
 
-def test_student_losses_and_random_numbers_are_those_of_the_student_alone():
+def test_student_losses_and_random_state():
     student = config("deit_tiny_patch16_224", drop_path_rate=0.5, proj_drop_rate=0.2)
     model = build(distiller(student, method="PAT"))
     data = batch(model)
@@ -176,7 +176,7 @@ def test_predictions_are_the_students():
 # What a method sees.
 
 
-def test_views_are_those_of_the_networks():
+def test_collected_outputs():
     model = build(distiller("deit_tiny_patch16_224", "resnet50", "FitNet"))
     data = batch(model)
     vit, resnet = model.student.model, model.teacher.model
@@ -208,7 +208,7 @@ def test_views_are_those_of_the_networks():
         ("mm vit", dict(method="PKD")),
     ],
 )
-def test_features_alone_do_not_run_the_teachers_head(teacher, options):
+def test_feature_methods_skip_teacher_head(teacher, options):
     model = build(distiller(teacher=teacher, **options))
     network = model.teacher
     head = network.head if hasattr(network, "head") else network.model.head.fc
@@ -217,7 +217,7 @@ def test_features_alone_do_not_run_the_teachers_head(teacher, options):
     assert calls == [] and whole == []
 
 
-def test_a_teacher_without_head_gives_features():
+def test_teacher_without_head():
     teacher = config("resnet50", num_classes=0)
     model = build(distiller(teacher=teacher, method="FitNet", kd_weight=0))
     assert train_step(model, batch(model))["loss_fd"] > 0
@@ -250,7 +250,7 @@ def test_nothing_recorded_outlives_the_step():
         dict(),
     ],
 )
-def test_images_are_normalised_anew_for_the_teacher(settings):
+def test_teacher_normalization(settings):
     teacher = config("vit_small_patch16_224", data_preprocessor=dict(settings))
     model = build(distiller(teacher=teacher, method="PAT"))
     raw = raw_batch()
@@ -264,7 +264,7 @@ def test_images_are_normalised_anew_for_the_teacher(settings):
         torch.testing.assert_close(images, expected, atol=1e-3, rtol=1e-4)
 
 
-def test_networks_without_a_preprocessor_get_that_of_the_config():
+def test_preprocessor_of_the_config():
     """As mmengine hands it over from the top level of a config."""
     common = dict(mean=[10.0, 20.0, 30.0], std=[2.0, 2.0, 2.0])
     model_cfg = distiller("resnet18", "small_mixer")
@@ -277,7 +277,7 @@ def test_networks_without_a_preprocessor_get_that_of_the_config():
     assert "type" not in common, "the config is left as it is"
 
 
-def test_equal_normalisation_passes_the_images_on():
+def test_equal_normalization():
     model = build(distiller())
     data = batch(model)
     (seen,) = calls_of(model.teacher.model)
@@ -334,7 +334,7 @@ def test_the_teacher_sees_the_mixed_images():
     torch.testing.assert_close(seen[0][0].flip(1), data["inputs"] * std + mean)
 
 
-def test_smoothed_labels_are_the_students_loss_alone():
+def test_label_smoothing():
     loss = dict(type="LabelSmoothLoss", label_smooth_val=0.1, mode="original")
     model = build(distiller(config("resnet18", loss=loss), method="DKD"))
     data = batch(model)
@@ -347,7 +347,7 @@ def test_smoothed_labels_are_the_students_loss_alone():
     )
 
 
-def test_crd_gets_the_places_of_the_images():
+def test_crd_indices():
     model = build(distiller(method="CRD"))
     data = batch(model)
     student, _ = outputs_of(model, data)
@@ -400,7 +400,7 @@ def test_state_makes_the_round_trip(student):
         assert torch.equal(other.student.state_dict()[key], value), key
 
 
-def test_training_checkpoint_loads_into_the_plain_mmpretrain_student():
+def test_checkpoint_loads_into_mmpretrain():
     model = build(distiller("mm vit", method="FitNet"))
     state = model.state_dict()
     plain = build(MMPRETRAIN["mm vit"], seed=1)
@@ -534,13 +534,13 @@ def test_wrong_settings_fail_at_build_time(options, message):
     assert "\n" not in str(error.value)
 
 
-def test_recomputation_is_allowed_where_nothing_is_tapped():
+def test_recomputation_without_hooks():
     model = build(distiller(config("resnet18", with_cp=True), method="KD"))
     assert train_step(model, batch(model))["loss_kd"] > 0
 
 
 @pytest.mark.parametrize("teacher", [UNKNOWN, config("resnet50", with_cp=True)])
-def test_branches_of_ofa_read_the_student_alone(teacher):
+def test_ofa_reads_student_features_only(teacher):
     model = build(distiller(teacher=teacher, method="OFA"))
     data = batch(model)
     own, other = outputs_of(model, data)
@@ -549,7 +549,7 @@ def test_branches_of_ofa_read_the_student_alone(teacher):
     check_gradients(model)
 
 
-def test_stages_of_an_unknown_network_can_be_named():
+def test_explicit_stages():
     stages = [dict(begin=f"model.stages.{i}", end=f"model.stages.{i}") for i in range(4)]
     model = build(distiller(UNKNOWN, method="FitNet", student_stages=stages))
     data = batch(model)
@@ -594,7 +594,7 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_angles_of_a_batch_of_imagenet_fit():
+def test_rkd_memory_of_large_batch():
     rows = 512
     torch.manual_seed(0)
     method = RKD(max_rows=None)
@@ -606,7 +606,7 @@ def test_angles_of_a_batch_of_imagenet_fit():
     assert losses["loss_rkd_angle"] > 0 and torch.isfinite(own.grad).all()
 
 
-def test_teacher_checkpoint_replaces_pretrained_weights(tmp_path, monkeypatch):
+def test_teacher_checkpoint_over_pretrained(tmp_path, monkeypatch):
     cfg = distiller(teacher="convnext_tiny")
     torch.save(build(cfg, seed=1).teacher.state_dict(), tmp_path / "teacher.pth")
 

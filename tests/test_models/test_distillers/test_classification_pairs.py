@@ -74,7 +74,7 @@ def test_pair_with_method(pair, method):
 @pytest.mark.full
 @pytest.mark.parametrize("prompt", ["channel", "spatial"])
 @pytest.mark.parametrize("teacher", sorted({teacher for teacher, _, _ in PUBLISHED}))
-def test_prompted_teacher_equals_the_plain_one_at_beta_zero(teacher, prompt):
+def test_prompted_teacher_at_beta_zero(teacher, prompt):
     cfg = untrained(load(pair_name(*next(pair for pair in PUBLISHED if pair[0] == teacher))))
     cfg.model.method.prompt = prompt
     model = classifiers.build(cfg.model)

@@ -41,7 +41,7 @@ def beta(model):
     return torch.stack([block.beta for block in model.distill.prompts.values()])
 
 
-def test_state_dict_has_plain_student_and_method_only(model):
+def test_state_dict_keys(model):
     state = model.state_dict()
     plain = MODELS.build(pair_config().model.student).state_dict()
     assert set(plain) <= set(state)
@@ -51,7 +51,7 @@ def test_state_dict_has_plain_student_and_method_only(model):
     assert all(torch.equal(state[key], student[key]) for key in plain)
 
 
-def test_checkpoint_round_trip_also_under_ema_and_mmengine(model):
+def test_checkpoint_round_trip(model):
     state = {key: value.clone() for key, value in model.state_dict().items()}
     other = build(pair_config(), seed=1)
     assert not torch.equal(other.state_dict()["neck.fpn_convs.0.conv.weight"],
@@ -79,7 +79,7 @@ def test_plain_student_checkpoint_loads(fresh):
                        plain.neck.fpn_convs[0].conv.weight)  # fmt: skip
 
 
-def test_teacher_is_outside_the_module_tree_but_follows(fresh):
+def test_teacher_is_outside_module_tree(fresh):
     teachers = {id(param) for param in fresh.teacher.parameters()}
     assert not teachers & {id(param) for param in fresh.parameters()}
     assert not any(param.requires_grad for param in fresh.teacher.parameters())
@@ -114,7 +114,7 @@ def test_student_begins_as_it_does_alone():
     ("prompt", "feedback"),
     [("channel", "previous"), ("channel", "none"), ("spatial", "current")],
 )
-def test_second_step_reaches_every_parameter_and_spares_the_teacher(prompt, feedback):
+def test_gradients_of_second_step(prompt, feedback):
     model = build(pair_config(model__method__prompt=prompt, model__method__feedback=feedback))
     before = teacher_state(model)
     optimizer = torch.optim.SGD(trainable(model).values(), lr=1e-2)
@@ -139,7 +139,7 @@ def test_second_step_reaches_every_parameter_and_spares_the_teacher(prompt, feed
 
 @pytest.mark.parametrize("prompt", ["channel", "spatial"])
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
-def test_prompted_teacher_equals_the_plain_one_at_beta_zero(prompt, backbone):
+def test_prompted_teacher_at_beta_zero(prompt, backbone):
     cfg = pair_config(model__method__prompt=prompt)
     if backbone == "resnet":
         cfg.model.teacher = copy.deepcopy(cfg.model.student)
@@ -166,7 +166,7 @@ def test_prompted_teacher_equals_the_plain_one_at_beta_zero(prompt, backbone):
     assert not torch.equal(plain.logits, changed.logits)
 
 
-def test_student_losses_do_not_depend_on_the_distiller(fresh):
+def test_student_losses(fresh):
     data = batch(fresh)
     torch.manual_seed(3)
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_batches_of_other_and_mixed_sizes(fresh):
         assert torch.isfinite(losses["loss_fd"])
 
 
-def test_rois_are_extracted_in_float32_from_contiguous_maps():
+def test_roi_extraction_dtype_and_layout():
     features = [torch.randn(1, 4, 8, 8, dtype=torch.bfloat16).to(memory_format=torch.channels_last)]
     rois = torch.tensor([[0, 905.4, 3.0, 1000.2, 40.0]], dtype=torch.float64)
     out, boxes = _extract_in_float32(None, (features, rois))
@@ -246,7 +246,7 @@ def test_rois_are_extracted_in_float32_from_contiguous_maps():
     assert boxes.dtype == torch.float32 and abs(float(boxes[0, 1]) - 905.4) < 1e-3
 
 
-def test_channels_last_student_is_extracted_rightly(fresh):
+def test_channels_last_roi_extraction(fresh):
     extractor = fresh.student.roi_head.bbox_roi_extractor
     features = [torch.randn(2, 64, 64 // s, 64 // s) for s in (4, 8, 16, 32)]
     rois = torch.tensor([[0, 2.5, 3.5, 33.0, 41.0], [1, 0.0, 0.0, 20.0, 20.0]])
@@ -255,7 +255,7 @@ def test_channels_last_student_is_extracted_rightly(fresh):
     assert torch.equal(extractor(permuted, rois), expected)
 
 
-def test_images_are_normalised_anew_for_the_teacher():
+def test_teacher_normalization():
     cfg = pair_config()
     cfg.model.teacher.data_preprocessor.update(mean=[10.0, 20, 30], std=[2.0, 4, 8])
     cfg.model.teacher.data_preprocessor.bgr_to_rgb = False
@@ -275,12 +275,12 @@ def test_images_are_normalised_anew_for_the_teacher():
     assert torch.count_nonzero(images[0, :, :, 40:]) == 0
 
 
-def test_equal_normalisation_passes_the_images_on(model):
+def test_equal_normalization(model):
     inputs = torch.randn(1, 3, 64, 64)
     assert model.frozen_teacher.renormalise(inputs, []) is inputs
 
 
-def test_previous_feedback_is_the_gap_of_the_last_batch(fresh):
+def test_previous_feedback(fresh):
     distill = fresh.distill
     assert distill.resume_state() == {}
     train_step(fresh, batch(fresh))
@@ -363,7 +363,7 @@ def test_wrong_settings_fail_at_build_time(options, message):
         build(mini(**options))
 
 
-def test_mask_rcnn_is_taught_on_the_rois_of_its_boxes():
+def test_mask_rcnn_box_rois():
     cfg = pair_config()
     student = cfg.model.student
     student.type = "MaskRCNN"
@@ -426,7 +426,7 @@ def test_stages_are_looked_up_for_prompts_only(monkeypatch):
     assert train_step(model := build(cfg), batch(model))["loss_kd"] > 0
 
 
-def test_stage_that_is_not_run_is_refused():
+def test_unused_stage():
     stages = [dict(begin=f"backbone.stages.{i}", layout="NLC") for i in range(4)]
     stages[1] = dict(begin="roi_head.bbox_head", layout="NCHW")
     with pytest.raises(ValueError, match=r"the module 'roi_head.bbox_head' of a stage is not run"):

@@ -58,14 +58,14 @@ def test_methods_train_a_dense_pair(method):
 @pytest.mark.parametrize(
     ("student", "teacher"), [("ATSS", "FCOS"), ("FCOS", "ATSS"), ("GFL", "ATSS")]
 )
-def test_heads_with_one_location_each_are_comparable(student, teacher):
+def test_comparable_heads(student, teacher):
     model = build(pair(student, teacher))
     losses = train_step(model, batch(model))
     assert torch.isfinite(losses["loss_kd"]) and losses["loss_kd"] > 0
 
 
 @pytest.mark.parametrize("kind", DENSE)
-def test_scores_are_aligned_location_by_location(kind, monkeypatch):
+def test_score_alignment(kind, monkeypatch):
     """With the same weights in both networks, the scores are the same."""
     cfg = pair(kind, kind)
     cfg.model.teacher = copy.deepcopy(cfg.model.student)
@@ -159,7 +159,7 @@ def test_other_anchors_or_classes_are_refused():
         build(cfg)
 
 
-def test_heads_with_a_loss_of_their_own_are_for_feature_methods():
+def test_custom_head_loss():
     cfg = pair("ATSS", "ATSS")
     cfg.model.student.bbox_head.type = "PAAHead"
     cfg.model.student.bbox_head.loss_centerness = dict(type="CrossEntropyLoss", use_sigmoid=True)
@@ -176,7 +176,7 @@ def test_heads_with_a_loss_of_their_own_are_for_feature_methods():
     ("kinds", "method"),
     [(("RetinaNet", "FasterRCNN"), "FitNet"), (("FasterRCNN", "RetinaNet"), "PAT")],
 )
-def test_pairs_of_different_kinds_compare_features(kinds, method, monkeypatch):
+def test_cross_head_features(kinds, method, monkeypatch):
     cfg = pair(*kinds, model__feature_strides=[8, 16, 32])
     model = build(with_method(cfg, type=method, kd_weight=0.0))
     optimizer = torch.optim.SGD(trainable(model).values(), lr=1e-3)
@@ -194,7 +194,7 @@ def test_pairs_of_different_kinds_compare_features(kinds, method, monkeypatch):
     assert seen["student"].logits is None
 
 
-def test_prompts_are_held_by_what_the_teacher_finds(monkeypatch):
+def test_reg_loss_of_prompts(monkeypatch):
     """Without the student's places, L_Reg reads the teacher at its own proposals."""
     cfg = pair("RetinaNet", "FasterRCNN", model__feature_strides=[8, 16, 32])
     model = build(with_method(cfg, type="PAT", kd_weight=0.0))
@@ -231,7 +231,7 @@ def test_levels_that_cannot_be_paired(strides, message):
         build(cfg)
 
 
-def test_stages_are_paired_with_the_levels_nearest_in_size():
+def test_stage_level_pairing():
     model = build(pair("ATSS", "ATSS"))
     # Stage outputs at the strides 4, 8, 16, 32, levels at 8 to 128.
     assert model.distill.stage_features == (0, 0, 1, 2)
@@ -249,7 +249,7 @@ def test_some_levels_of_equal_pyramids():
     assert torch.isfinite(train_step(model, batch(model))["loss_fd"])
 
 
-def test_methods_without_features_take_any_levels():
+def test_logit_methods_take_any_levels():
     cfg = with_method(pair_config(), type="KD")
     cfg.model.student.neck.num_outs = 5
     cfg.model.student.rpn_head.anchor_generator.strides = [4, 8, 16, 32, 64]
@@ -281,7 +281,7 @@ def test_teacher_alone_decides_its_proposals():
     assert torch.equal(step.prompted.logits, step.teacher.logits)
 
 
-def test_export_and_plain_state_of_a_dense_student():
+def test_export_of_dense_student():
     model = build(pair("GFL", "GFL"))
     state = model.state_dict()
     assert any(key.startswith("bbox_head.gfl_cls") for key in state)

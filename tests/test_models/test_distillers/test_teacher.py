@@ -30,7 +30,7 @@ def rename(data):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_teacher_is_outside_of_the_module_tree(task):
+def test_teacher_is_outside_module_tree(task):
     model, _ = pair(task)
     teacher = model.frozen_teacher
     assert not isinstance(teacher, nn.Module) and model.teacher is teacher.network

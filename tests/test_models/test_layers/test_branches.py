@@ -46,7 +46,7 @@ def sizes_at_the_end(branch, x):
     ("sides", "end"),
     [((56, 28, 14, 7), 7), ((8, 4, 2, 1), 1), ((10, 5, 3, 2), 2), ((7, 4, 2, 1), 1)],
 )
-def test_map_branches_end_at_the_size_of_the_last_stage(sides, end):
+def test_map_branch_sizes(sides, end):
     shapes = pyramid(sides)
     method = ofa(shapes)
     assert all(isinstance(branch, MapBranch) for branch in method.branches)
@@ -80,7 +80,7 @@ def test_map_branches_of_resnet18_at_224():
     assert [layer.groups for layer in depthwise] == [64, 128, 256]
 
 
-def test_map_branch_of_mobilenet_ends_at_the_width_of_its_last_stage():
+def test_map_branch_width_of_mobilenet():
     shapes = [(24, 56, 56), (32, 28, 28), (96, 14, 14), (1280, 7, 7)]
     with torch.device("meta"):
         method = ofa(shapes)
@@ -97,7 +97,7 @@ def test_map_branch_of_mobilenet_ends_at_the_width_of_its_last_stage():
         (pyramid((15, 8, 4, 2)), [4, 4, 4, 2]),
     ],
 )
-def test_token_branches_merge_to_7_by_7_or_less(shapes, ends):
+def test_token_branch_sizes(shapes, ends):
     with torch.device("meta"):
         method = ofa(shapes, tokens=True)
         for branch, shape, end in zip(method.branches, shapes, ends):
@@ -161,7 +161,7 @@ def test_value_of_a_branch(tokens):
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])
-def test_another_number_of_exponents_is_refused(count):
+def test_wrong_number_of_exponents(count):
     with pytest.raises(ValueError, match=f"eps has to be one number or 5, not {count}"):
         ofa(pyramid((8, 4, 2, 1)), eps=[1.0] * count)
 

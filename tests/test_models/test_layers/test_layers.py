@@ -87,7 +87,7 @@ def test_raa_equals_reference_at_any_size(sizes):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-def test_raa_kernel_is_the_ceiling_of_height_over_grid():
+def test_raa_kernel_size():
     raa = RegionAwareAttention([2] * 4, [(13, 40), (10, 4), (2, 2), (1, 1)], grid=5, dim=8)
     assert [conv.kernel_size for conv in raa.embeds] == [(3, 3), (2, 2), (1, 1), (1, 1)]
     assert [conv.stride for conv in raa.embeds] == [(3, 3), (2, 2), (1, 1), (1, 1)]
@@ -109,7 +109,7 @@ def swap_regions(x, side):
     return x
 
 
-def test_raa_knows_where_a_region_is():
+def test_raa_region_swap():
     raa = small_raa()
     maps = small_maps()
     swapped = [swap_regions(maps[0], 4), maps[1]]
@@ -123,7 +123,7 @@ def test_raa_knows_where_a_region_is():
     torch.testing.assert_close(before[1], after[1], atol=1e-6, rtol=1e-5)
 
 
-def test_raa_does_not_know_which_sample_is_which():
+def test_raa_batch_permutation():
     raa = small_raa()
     maps = small_maps(batch=4)
     order = torch.tensor([2, 0, 3, 1])
@@ -131,7 +131,7 @@ def test_raa_does_not_know_which_sample_is_which():
         assert torch.equal(a[order], b)
 
 
-def test_raa_positions_are_no_part_of_a_checkpoint():
+def test_raa_positions_are_not_saved():
     raa = small_raa()
     assert raa.positions.shape == (1, 8, 16)
     assert "positions" not in raa.state_dict()
@@ -368,7 +368,7 @@ def test_afp_equals_dense_reference(prompt, feedback_channels, size, gap_size):
 
 
 @pytest.mark.parametrize("feedback_channels", [None, 6])
-def test_channel_form_differs_from_naive_pooling(feedback_channels):
+def test_channel_prompt_is_not_naive_pooling(feedback_channels):
     """Pooling first and convolving the padded mean is a shortcut that the borders forbid."""
     block = prompt_block("channel", feedback_channels)
     x = torch.randn(2, 8, 7, 5)
@@ -443,7 +443,7 @@ def test_encoded_feedback_is_detached(prompt, shape):
 
 @pytest.mark.parametrize("batch", [2, 5])
 @pytest.mark.parametrize("prompt", ["channel", "spatial"])
-def test_feedback_of_another_batch_size_is_reused_cyclically(prompt, batch):
+def test_feedback_of_another_batch_size(prompt, batch):
     block = prompt_block(prompt, 6)
     gap = torch.randn(3, 6, 4, 5)
     x = torch.randn(1, 8, 4, 5).expand(batch, -1, -1, -1)
@@ -478,7 +478,7 @@ def test_first_step_sends_zeros_through_fuse(prompt):
     assert not torch.allclose(block(x, None), alone(x))
 
 
-def test_prompt_of_the_channel_form_is_one_value_per_channel():
+def test_channel_prompt_is_constant_per_channel():
     x = torch.randn(2, 8, 4, 5)
     flat = prompt_block("channel", None)(x) - x
     assert (flat - flat.mean((2, 3), keepdim=True)).abs().max() < 1e-5

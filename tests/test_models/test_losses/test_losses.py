@@ -287,7 +287,7 @@ def test_gradcheck_angle_with_other_shapes():
 
 
 @every_loss
-def test_which_side_gets_gradient(name):
+def test_gradient_sides(name):
     loss, shape = case(name)
     s, t = normal(*shape, seed=1).requires_grad_(), normal(*shape, seed=2).requires_grad_()
     loss(s, t).backward()
@@ -395,7 +395,7 @@ def test_extremes_are_finite(name, dtype):
 
 
 @pytest.mark.parametrize("loss", [DISTANCE, ANGLE])
-def test_equal_rows_do_not_blow_up_the_gradient(loss):
+def test_rkd_gradient_of_equal_rows(loss):
     s = normal(6, 5, seed=1, dtype=torch.float32)
     s[4] = s[2]
     s.requires_grad_()
@@ -408,7 +408,7 @@ def test_equal_rows_do_not_blow_up_the_gradient(loss):
     assert value > 0 and torch.equal(collapsed.grad, torch.zeros(6, 5))
 
 
-def test_large_common_offset_keeps_equal_rows_at_distance_zero():
+def test_rkd_distance_with_offset():
     s = torch.tensor([[1000.0, 0.0], [1000.0, 0.0], [1000.0, 1.0]])
     t = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
     assert DISTANCE(s, t) == 0
@@ -501,7 +501,7 @@ def test_shift_of_logits_changes_nothing(name):
     torch.testing.assert_close(shifted, loss(s, t))
 
 
-def test_kd_falls_into_the_parts_of_dkd():
+def test_kd_decomposes_into_dkd():
     """Zhao et al., equation 6: KD = TCKD + (1 − p_t^T) · NCKD, row by row."""
     s, t = logits()
     for i in range(len(s)):
@@ -511,7 +511,7 @@ def test_kd_falls_into_the_parts_of_dkd():
         torch.testing.assert_close(parts, KD(s[row], t[row], 1.0))
 
 
-def test_ofa_with_eps_one_is_cross_entropy_with_the_teacher():
+def test_ofa_eps_one_is_cross_entropy():
     s, t = logits()
     expected = KD(s, t) - (t.softmax(1) * t.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(OFA(s, t, TARGET, 1.0), expected)
@@ -532,7 +532,7 @@ def test_dist_permutations(beta_gamma):
     assert not torch.isclose(DIST(s.roll(1, 0), t, *beta_gamma), expected)
 
 
-def test_dist_rows_are_invariant_to_affine_maps_of_the_probabilities():
+def test_dist_affine_invariance():
     p = logits(rows=12)[1].softmax(1)
     closer_to_uniform = 0.4 * p + 0.6 / 5  # again distributions, each row an affine map of its own
     value = DIST(closer_to_uniform.log(), p.log(), 1.0, 1.0)
@@ -558,7 +558,7 @@ def test_rkd_flattens_each_sample():
         torch.testing.assert_close(loss(s, t), loss(s.reshape(4, 6), t))
 
 
-def test_crd_falls_when_the_positive_rises_and_the_negatives_fall():
+def test_crd_is_contrastive():
     z = torch.tensor(50.0)
     low, high = torch.zeros(2, 4), torch.zeros(2, 4)
     high[:, 0] = 1.0
@@ -603,7 +603,7 @@ def test_shape_mismatch_names_both_shapes(name):
 
 
 @pytest.mark.parametrize("name", ["kd", "dkd", "dist", "ofa", "cc", "crd", "hcl"])
-def test_shapes_that_would_broadcast_are_refused(name):
+def test_broadcastable_shapes_are_refused(name):
     loss, shape = case(name)
     for other in [(1, *shape[1:]), (*shape[:-1], 1), shape[1:]]:
         with pytest.raises(ValueError, match="got student"):
@@ -658,7 +658,7 @@ def test_no_synchronisation(name):
         loss(s, t).backward()
 
 
-def test_the_synchronisation_guard_guards():
+def test_synchronization_guard():
     x = torch.ones(3)
     for careless in (lambda: x[0].item(), lambda: bool(x.sum() > 0), lambda: x[x > 0].mean()):
         with pytest.raises(AssertionError), NoSynchronisation():

@@ -158,7 +158,7 @@ def test_method_without_layers_trains(registered):
     assert not any(key.startswith("distill.") for key in model.state_dict())
 
 
-def test_random_numbers_of_a_method_leave_the_student(registered):
+def test_method_initialization_is_isolated(registered):
     def init(self):
         BaseMethod.__init__(self)
         self.layer = nn.Linear(3, 3)

@@ -6,7 +6,7 @@ import re
 from helpers.tools import ROOT, run_tool
 
 
-def test_method_of_the_guide_trains_from_another_folder(digits, tmp_path, monkeypatch):
+def test_method_of_the_guide(digits, tmp_path, monkeypatch):
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     method, config = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "my_methods.py").write_text(method)

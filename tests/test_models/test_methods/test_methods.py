@@ -231,7 +231,7 @@ def scaled(teacher, scale=1.0, offset=0.0):
     return NetworkOutputs(features=features)
 
 
-def test_pkd_does_not_see_scale_and_offset_of_channels():
+def test_pkd_scale_and_offset_invariance():
     student, teacher = view(1), view(2)
     method = make("PKD")
     value = losses_of(method, student, teacher)["loss_fd"]
@@ -244,7 +244,7 @@ def test_pkd_does_not_see_scale_and_offset_of_channels():
     close(losses_of(method, student, flipped)["loss_fd"], expected)
 
 
-def test_pkd_of_single_positions_and_constant_channels_is_finite():
+def test_pkd_degenerate_maps():
     shapes = ((4, 1, 1), (4, 4, 3))
     student, teacher = view(1, shapes, size=1, grad=True), view(2, shapes, size=1)
     teacher.features[1][:, 0] = 7.0
@@ -255,7 +255,7 @@ def test_pkd_of_single_positions_and_constant_channels_is_finite():
     assert torch.count_nonzero(student.features[0].grad) == 0
 
 
-def test_cwd_does_not_see_offsets_and_is_zero_for_equal_maps():
+def test_cwd_offset_invariance():
     student, teacher = view(1), view(2)
     method = make("CWD")
     value = losses_of(method, student, teacher)["loss_fd"]
@@ -267,7 +267,7 @@ def test_cwd_does_not_see_offsets_and_is_zero_for_equal_maps():
     assert losses_of(method, student, scaled(student, scale=2.0))["loss_fd"] > 0.1 * value
 
 
-def test_mgd_masks_change_and_come_back_with_the_seed():
+def test_mgd_mask_seed():
     method = make("MGD")
     student, teacher = view(1), view(2)
     inputs = recorded_masks(method)
@@ -287,7 +287,7 @@ def test_mgd_masks_change_and_come_back_with_the_seed():
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.45, 0.65])
-def test_mgd_hides_the_share_that_is_asked_for(ratio):
+def test_mgd_mask_ratio(ratio):
     shapes = ((4, 100, 100),)
     method = make("MGD", shapes, shapes, mask_ratio=ratio)
     inputs = recorded_masks(method)
@@ -297,12 +297,12 @@ def test_mgd_hides_the_share_that_is_asked_for(ratio):
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0])
-def test_mgd_refuses_other_shares(ratio):
+def test_mgd_invalid_mask_ratio(ratio):
     with pytest.raises(ValueError, match="share of hidden positions"):
         make("MGD", mask_ratio=ratio)
 
 
-def test_ofa_at_eps_one_is_cross_entropy_with_the_teacher():
+def test_ofa_eps_one_is_cross_entropy():
     student, teacher = view(1), view(2)
     loss = losses_of(make("OFA", eps=1.0), student, teacher)["loss_kd"]
     expected = nn.functional.cross_entropy(
@@ -318,7 +318,7 @@ def test_ofa_at_eps_one_is_cross_entropy_with_the_teacher():
 
 
 @pytest.mark.parametrize("name", FEATURE_METHODS)
-def test_maps_of_other_sizes_and_channels(name):
+def test_projection_and_resizing(name):
     shapes = ((3, 4, 3), (4, 8, 6))
     student, teacher = view(1, shapes, grad=True), view(2)
     method = make(name, shapes)
@@ -343,12 +343,12 @@ def test_maps_of_other_sizes_and_channels(name):
 
 
 @pytest.mark.parametrize("name", FEATURE_METHODS)
-def test_equal_channels_need_no_projector(name):
+def test_no_projector_for_equal_channels(name):
     assert list(make(name).projectors.parameters()) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_and_no_waiting(name):
+def test_gradients_without_synchronization(name):
     shapes = ((3, 8, 6), (4, 4, 3))
     student, teacher = view(1, shapes, grad=True), view(2)
     method = make(name, shapes, **({"mask_ratio": 0.0} if name == "MGD" else {}))
@@ -374,7 +374,7 @@ def test_gradients_and_no_waiting(name):
 
 @pytest.mark.parametrize("rows", [0, 1])
 @pytest.mark.parametrize("name", ["DKD", "DIST", "OFA"])
-def test_a_step_may_have_one_row_or_none(name, rows):
+def test_few_rows(name, rows):
     student, method = view(1, rows=rows, grad=True), make(name)
     losses = losses_of(method, student, view(2, rows=rows))
     sum(losses.values()).backward()
@@ -383,7 +383,7 @@ def test_a_step_may_have_one_row_or_none(name, rows):
     assert torch.isfinite(student.logits.grad).all()
 
 
-def test_a_row_on_its_own_is_normalised_as_rows_were_before():
+def test_ofa_norm_of_single_row():
     method = make("OFA")
     (norm,) = [m for m in method.branches.modules() if isinstance(m, nn.BatchNorm1d)]
     losses_of(method, view(1), view(2))
@@ -396,7 +396,7 @@ def test_a_row_on_its_own_is_normalised_as_rows_were_before():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_descent_brings_the_student_nearer(name):
+def test_descent_decreases_loss(name):
     student, teacher = view(1, grad=True), view(2)
     method = make(name, **({"fd_weight": 1.0} if name == "MGD" else {}))
     tensors = [*student.features, student.logits, student.embedding, *method.parameters()]
@@ -456,7 +456,7 @@ def teacher_state(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_steps_reach_every_parameter_and_spare_the_teacher(name):
+def test_two_training_steps(name):
     model = detector(name, narrow=name in FEATURE_METHODS)
     before = teacher_state(model)
     start = {key: param.detach().clone() for key, param in trainable(model).items()}
@@ -514,14 +514,14 @@ OVERLAY_VALUES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_overlay_applies_and_builds_with_its_values_in_detection(name):
+def test_overlay_values_in_detection(name):
     overlay = Config.fromfile(f"configs/_base_/methods/{name.lower()}.py").method
     method = build_method(overlay)
     assert type(method) is METHODS.get(name)
     assert {key: getattr(method, key) for key in OVERLAY_VALUES[name]} == OVERLAY_VALUES[name]
 
 
-def test_values_of_the_overlays_in_classification():
+def test_overlay_values_in_classification():
     folder = "configs/_base_/methods/classification"
     dkd, ofa = (Config.fromfile(f"{folder}/{name}.py").method for name in ("dkd", "ofa"))
     assert (dkd.alpha, dkd.beta) == (1.0, 2.0)

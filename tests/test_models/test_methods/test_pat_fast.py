@@ -67,7 +67,7 @@ def assert_equal_steps(first, second):
 @pytest.mark.parametrize(
     ("teacher", "stage"), [*((name, 2) for name in TEACHERS), ("detector", 0), ("detector", 2)]
 )
-def test_the_shared_prefix_changes_nothing_but_the_work(teacher, stage, monkeypatch):
+def test_prefix_cache_saves_flops(teacher, stage, monkeypatch):
     # The counter does not know the products of the fast layers.
     options = dict(afp_stages=tuple(range(stage, 4)), fast_teacher=False)
     model, data = (
@@ -84,14 +84,14 @@ def test_the_shared_prefix_changes_nothing_but_the_work(teacher, stage, monkeypa
     assert less > 0
 
 
-def test_the_shared_prefix_of_a_sub_batch_in_half_precision():
+def test_prefix_cache_of_sub_batch_in_bfloat16():
     model, data = classifier_pair("convnext_tiny", afp_stages=(2, 3), prompted_share=0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model(**data, mode="loss")
     assert all(torch.isfinite(value) for value in losses.values())
 
 
-def test_nothing_of_the_prefix_outlives_the_step():
+def test_prefix_cache_is_cleared():
     model, data = classifier_pair("convnext_tiny", afp_stages=(2, 3))
     step(model, data)
     teacher = model.frozen_teacher
@@ -101,7 +101,7 @@ def test_nothing_of_the_prefix_outlives_the_step():
 
 
 @pytest.mark.parametrize("task", ["classification", "detection"])
-def test_prompts_on_a_part_of_the_batch(task):
+def test_prompted_share(task):
     options = dict(prompted_share=0.4, feedback="none", afp_stages=(1, 3))
     if task == "detection":
         model, data = detector_pair(**options)
@@ -131,7 +131,7 @@ def test_prompts_on_a_part_of_the_batch(task):
 
 
 @pytest.mark.parametrize("task", ["classification", "RoI heads", "dense heads"])
-def test_at_beta_zero_a_part_of_the_batch_is_that_of_the_plain_teacher(task):
+def test_partial_prompts_at_beta_zero(task):
     share = 0.5
     if task == "classification":
         model, data = classifier_pair("vit_small_patch16_224", prompted_share=share)
@@ -153,11 +153,11 @@ def test_at_beta_zero_a_part_of_the_batch_is_that_of_the_plain_teacher(task):
 
 
 @pytest.mark.parametrize("share", [0, 1.5, -1])
-def test_a_share_that_is_none_is_refused(share):
+def test_invalid_prompted_share(share):
     with pytest.raises(ValueError, match=f"prompted_share={share} is not above 0 and at most 1"):
         classifier_pair("convnext_tiny", prompted_share=share)
 
 
-def test_prompts_at_no_stage_are_refused():
+def test_empty_afp_stages():
     with pytest.raises(ValueError, match=r"afp_stages=.*name one at least"):
         classifier_pair("convnext_tiny", afp_stages=())

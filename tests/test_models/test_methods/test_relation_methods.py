@@ -221,7 +221,7 @@ def test_crd_value_constants_and_banks(momentum, temperature, weight):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_and_no_waiting(name):
+def test_gradients_without_synchronization(name):
     method = make(name)
     step(method, *views(seed=5))
     student, teacher = views(grad=True)
@@ -241,7 +241,7 @@ def test_gradients_and_no_waiting(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_descent_brings_the_student_nearer(name):
+def test_descent_decreases_loss(name):
     method = make(name)
     student, teacher = views(grad=True)
     optimizer = torch.optim.Adam([student.embedding, *method.parameters()], lr=0.05)
@@ -273,7 +273,7 @@ def test_half_precision_is_finite(name, autocast, dtype):
 
 
 @pytest.mark.parametrize("name", ["CC", "RKD"])
-def test_detectors_learn_and_the_teacher_is_spared(name):
+def test_detector_training_step(name):
     cfg = pair_config()
     cfg.model.method = dict(type=name, input_size=(64, 64))
     model = build(cfg)
@@ -298,7 +298,7 @@ def test_crd_is_not_for_detectors():
 # RKD on some of the rows.
 
 
-def test_rkd_takes_all_rows_where_they_fit():
+def test_rkd_few_rows():
     student, teacher = views(rows=9)
     everything = step(make("RKD", max_rows=None), student, teacher)
     for max_rows in (9, 10, 256):
@@ -308,7 +308,7 @@ def test_rkd_takes_all_rows_where_they_fit():
 
 
 @pytest.mark.parametrize("rows, max_rows", [(9, 8), (31, 7), (40, 20)])
-def test_rkd_takes_even_steps(rows, max_rows):
+def test_rkd_row_sampling(rows, max_rows):
     student, teacher = views(rows=rows, grad=True)
     chosen = [i * rows // max_rows for i in range(max_rows)]
     gaps = {b - a for a, b in zip(chosen, [*chosen[1:], rows])}
@@ -325,7 +325,7 @@ def test_rkd_takes_even_steps(rows, max_rows):
     assert student.embedding.grad.any(1).nonzero().flatten().tolist() == chosen
 
 
-def test_rkd_takes_rows_of_each_image():
+def test_rkd_rows_per_image():
     """Two images of 512 RoIs: each gives half of the rows, and the same share of foreground."""
     taken = make("RKD")._spaced(torch.arange(1024.0)[:, None]).flatten()
     assert len(taken) == 256
@@ -335,7 +335,7 @@ def test_rkd_takes_rows_of_each_image():
 
 
 @pytest.mark.parametrize("max_rows", [0, 2, -1])
-def test_rkd_refuses_too_few_rows(max_rows):
+def test_rkd_invalid_max_rows(max_rows):
     with pytest.raises(ValueError, match="an angle takes 3 rows"):
         make("RKD", max_rows=max_rows)
 
@@ -343,7 +343,7 @@ def test_rkd_refuses_too_few_rows(max_rows):
 # The memory of CRD.
 
 
-def test_banks_begin_equal_whatever_the_seed_and_draw_no_number():
+def test_crd_bank_initialization():
     method = make("CRD")
     after = torch.rand(3)
     torch.manual_seed(0)
@@ -359,7 +359,7 @@ def test_banks_begin_equal_whatever_the_seed_and_draw_no_number():
         torch.testing.assert_close(bank.norm(dim=1), torch.ones(NUM_DATA))
 
 
-def test_negatives_are_uniform_over_the_data_set():
+def test_crd_negatives_are_uniform():
     method = make("CRD")
     method.num_negatives = 10000
     torch.manual_seed(0)
@@ -370,7 +370,7 @@ def test_negatives_are_uniform_over_the_data_set():
     assert ((counts - 2000).abs() < 250).all()
 
 
-def test_only_rows_of_the_batch_change_and_only_in_training():
+def test_crd_bank_update():
     method = make("CRD").eval()
     before = snapshot(method)
     step(method, *views(indices=[3, 1, 4, 15, 9, 2, 6, 5]))
@@ -395,7 +395,7 @@ class Writes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_of_equal_indices_the_last_counts():
+def test_crd_duplicate_indices():
     indices = torch.tensor([7, 2, 7, 7, 0, 2, 11, 12])
     last = [3, 4, 5, 6, 7]
     student, teacher = views(indices=indices)
@@ -416,7 +416,7 @@ def test_of_equal_indices_the_last_counts():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_does_not_stay(value):
+def test_crd_skips_non_finite_rows(value):
     method = make("CRD")
     step(method, *views())
     before = snapshot(method)
@@ -429,7 +429,7 @@ def test_what_is_not_finite_does_not_stay(value):
     assert not torch.equal(after["bank_student"][3], before["bank_student"][3])
 
 
-def test_indices_that_do_not_fit_are_refused():
+def test_crd_invalid_indices():
     student, teacher = views()
     for indices, found in ((None, "none"), (torch.arange(3), "3")):
         with pytest.raises(ValueError, match=f"got {found} for 8 rows. It is for classification"):
@@ -439,7 +439,7 @@ def test_indices_that_do_not_fit_are_refused():
             step(make("CRD"), *views(indices=indices))
 
 
-def test_memory_is_no_buffer_but_saved_and_loaded():
+def test_crd_memory_round_trip():
     method = make("CRD")
     for seed in range(2):
         step(method, *views(seed=seed))
@@ -459,7 +459,7 @@ def test_memory_is_no_buffer_but_saved_and_loaded():
         assert same(memory(other), memory(method)), "Z is not taken anew"
 
 
-def test_constants_that_were_not_known_when_saved_are_taken_later():
+def test_crd_unset_constants():
     state, method = make("CRD").state_dict(), make("CRD")
     step(method, *views())
     method.load_state_dict(state)
@@ -468,7 +468,7 @@ def test_constants_that_were_not_known_when_saved_are_taken_later():
     assert all(memory(method)[name] > 0 for name in CONSTANTS)
 
 
-def test_memory_that_does_not_fit_is_named():
+def test_crd_memory_mismatch():
     state = make("CRD").state_dict()
     missing = {key: value for key, value in state.items() if key != "bank_teacher"}
     assert make("CRD").load_state_dict(missing, strict=False).missing_keys == ["bank_teacher"]
@@ -476,7 +476,7 @@ def test_memory_that_does_not_fit_is_named():
         make("CRD").load_state_dict({**state, "bank_student": torch.zeros(19, WIDTH)})
 
 
-def test_memory_follows_the_device_and_stays_in_float32():
+def test_crd_bank_device_and_dtype():
     model = nn.Sequential(make("CRD"))
     twin = copy.deepcopy(model)
     before = snapshot(model[0])
@@ -487,7 +487,7 @@ def test_memory_follows_the_device_and_stays_in_float32():
     assert {value.device.type for value in memory(model[0]).values()} == {"meta"}
 
 
-def test_a_deep_copy_shares_the_memory_and_leaves_it_to_the_original():
+def test_deep_copy_shares_memory():
     method = make("CRD")
     step(method, *views())
     twin = copy.deepcopy(method)
@@ -506,7 +506,7 @@ def test_a_deep_copy_shares_the_memory_and_leaves_it_to_the_original():
 
 
 @pytest.mark.parametrize("update_buffers", [True, False])
-def test_average_of_weights_leaves_the_memory_alone(update_buffers, capsys):
+def test_ema_leaves_crd_memory(update_buffers, capsys):
     method = make("CRD")
     ema = ExponentialMovingAverage(method, momentum=0.1, update_buffers=update_buffers)
     for seed in range(3):
@@ -620,7 +620,7 @@ def train(folder, name, ema, **options):
     return runner
 
 
-def test_training_with_ema_and_resume(tmp_path, restore_scope):
+def test_crd_training_with_ema_and_resume(tmp_path, restore_scope):
     runs = {name: train(tmp_path, name, ema=name == "ema") for name in ("plain", "ema")}
     paths = {name: tmp_path / name / "iter_4.pth" for name in runs}
     saved = {name: torch.load(path, weights_only=True) for name, path in paths.items()}
@@ -658,7 +658,7 @@ def join_and_run(folder, rank):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_are_one_with_the_joint_batch(tmp_path):
+def test_crd_in_two_processes(tmp_path):
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=join_and_run, args=(tmp_path, rank)) for rank in (0, 1)]
     for process in processes:

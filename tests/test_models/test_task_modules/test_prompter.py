@@ -110,7 +110,7 @@ def test_prompts_get_the_map_of_each_stage(tapped):
     ]
 
 
-def test_each_prompt_reaches_its_own_stage_and_the_later_ones(tapped):
+def test_prompt_changes_later_stages(tapped):
     network, prompter, *_ = tapped
     images = torch.randn(2, 3, 64, 96)
     plain = run(network, images)
@@ -124,7 +124,7 @@ def test_each_prompt_reaches_its_own_stage_and_the_later_ones(tapped):
         assert same == [True] * stage + [False] * (4 - stage)
 
 
-def test_a_place_in_the_image_is_the_same_place_in_the_map(tapped):
+def test_map_position(tapped):
     images = torch.randn(1, 3, 96, 160)
     # The upper left part, with a margin for the reach of the stem.
     other = images.clone()
@@ -137,7 +137,7 @@ def test_a_place_in_the_image_is_the_same_place_in_the_map(tapped):
     assert moved[: height // 4, : width // 4].float().mean() > 0.8
 
 
-def test_a_place_in_the_prompt_is_the_same_token(tapped):
+def test_prompt_preserves_token_order(tapped):
     network, prompter, *_ = tapped
     stage = backbone_stages(network.backbone)[1]
     taken = []

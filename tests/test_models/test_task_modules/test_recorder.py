@@ -47,7 +47,7 @@ def test_recorder_keeps_every_call():
     assert others["in"] == [second] and len(activations["in"]) == 2
 
 
-def test_recorder_does_nothing_outside_of_its_context():
+def test_recorder_outside_context():
     toy = Toy()
     recorder = Recorder(toy, inputs={"in": ("stages.0", 0)}, outputs={"out": "stages.0"})
     toy(torch.randn(1, 4))

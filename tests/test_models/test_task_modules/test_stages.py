@@ -38,7 +38,7 @@ def test_tokens_of_another_size_are_refused():
         ("zzzzzzzz", "stem"),
     ],
 )
-def test_wrong_path_names_those_that_come_close(path, close):
+def test_wrong_path_suggestions(path, close):
     with pytest.raises(ValueError, match=f"^Toy has no module '{path}'. Paths that come") as error:
         resolve(Toy(), path)
     assert close in str(error.value).split("come close: ")[1].split(", ")
