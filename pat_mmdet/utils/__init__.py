@@ -17,7 +17,7 @@ _MODULES = {
         "student_model",
         "teacher_model",
     ),
-    "data_settings": ("check_data",),
+    "data_check": ("check_data",),
     "io": ("write_atomic",),
     "runs": ("RunDir", "read_record", "write_record"),
     "setup_env": ("prepare_environment",),

@@ -57,7 +57,8 @@ def load_config(
     """
     # Not above, as `--help` does not wait for torch.
     from pat_mmdet.utils.config_check import check_keys
-    from pat_mmdet.utils.data_settings import KEYS, check_data_settings, spread
+    from pat_mmdet.utils.data_check import check_data_settings
+    from pat_mmdet.utils.data_settings import KEYS, spread
 
     cfg = CachedConfig.from_config(_read(find_config(path)))
     options = dict(options or {})
@@ -108,13 +109,9 @@ def check_config(cfg: Config) -> None:
         ConfigError: If the tools would have changed it or refused it.
     """
     from pat_mmdet.utils.config_check import check_keys
-    from pat_mmdet.utils.data_settings import (
-        KEYS,
-        SPLITS,
-        check_class_folders,
-        check_data_settings,
-        pending,
-    )
+    from pat_mmdet.utils.config_parts import SPLITS
+    from pat_mmdet.utils.data_check import check_class_folders, check_data_settings
+    from pat_mmdet.utils.data_settings import KEYS, pending
 
     remedy = (
         "run it by the tools of pat_mmdet, write the values in their places, or make a plain "

@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from pat_mmdet.utils import load_config
 from pat_mmdet.utils.config_check import accepted_keys, check_keys
-from pat_mmdet.utils.data_settings import check_data_settings
+from pat_mmdet.utils.data_check import check_data_settings
 from pat_mmdet.utils.errors import ConfigError
 
 DETECTION = "configs/pat/swin_t-res18_coco.py"

@@ -1,0 +1,212 @@
+"""Check that data sets, heads and evaluators of a config agree, with each other and the files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.fileio import isdir, list_dir_or_file
+
+from pat_mmdet.registry import build_method
+from pat_mmdet.structures import Requires
+from pat_mmdet.utils.config_check import BUILDER_KEYS, find_type
+from pat_mmdet.utils.config_parts import SPLITS, class_names, data_sets, evaluators, heads, join
+from pat_mmdet.utils.errors import ConfigError
+
+
+def check_data_settings(cfg: Config) -> None:
+    """Check that data sets, heads and evaluators of a config agree.
+
+    Raises:
+        ConfigError: If two of them do not; it names both values and where they stand.
+    """
+    if "language_model" not in (cfg.get("model") or {}):  # whose classes are words
+        _check_classes(cfg)
+    for split in SPLITS[1:]:
+        _check_annotations(cfg, split)
+
+
+def _check_classes(cfg: Config) -> None:
+    """Compare the classes of all data sets, and those of the first one with the heads."""
+    for split in SPLITS:
+        for path, node in data_sets(cfg, split):
+            # MMDetection would take the classes of COCO.
+            if class_names(_written_classes(node)) == ():
+                raise ConfigError(f"{path}.metainfo.classes is empty; name the classes of the data")
+    known = [
+        (path, node, classes)
+        for split in SPLITS
+        for path, node in data_sets(cfg, split)
+        if (classes := _classes_of(node, cfg)) is not None
+    ]
+    for path, node, classes in known[1:]:
+        first, other, expected = known[0]
+        # What two classes of data sets have by default may differ, as in tracking.
+        comparable = node.get("type") == other.get("type") or (
+            _written_classes(node) and _written_classes(other)
+        )
+        if comparable and classes != expected:
+            raise ConfigError(
+                f"{first} has the classes {_short(expected)} and {path} has {_short(classes)}; "
+                "give all splits the same metainfo.classes"
+            )
+    if known:
+        path, node, classes = known[0]
+        _check_heads(cfg, path, classes, written=bool(_written_classes(node)))
+
+
+def _check_heads(cfg: Config, source: str, classes: tuple[str, ...], written: bool) -> None:
+    """Compare the classes of the data with the heads, and with the k of top-k accuracies."""
+    for path, node in heads(cfg):
+        # By default a data set may have fewer classes than a pretrained head.
+        number = node["num_classes"]
+        if number < len(classes) or (written and number != len(classes)):
+            if path.startswith("model.teacher") and not _compares_scores(cfg.model.method):
+                continue
+            raise ConfigError(
+                f"{path}.num_classes={number} but {source} has the {len(classes)} "
+                f"classes {_short(classes)}; set both to the same"
+            )
+    for split in SPLITS[1:]:
+        for path, node in evaluators(cfg, split):
+            topk = node.get("topk") or ()
+            if max(topk if isinstance(topk, (list, tuple)) else [topk], default=0) > len(classes):
+                raise ConfigError(
+                    f"{path}.topk={topk!r} but {source} has the {len(classes)} classes "
+                    f"{_short(classes)}; set {path}.topk to numbers up to that"
+                )
+
+
+def _check_annotations(cfg: Config, split: str) -> None:
+    """Compare the annotation file of a split's data set with that of its evaluators."""
+    files = [
+        (path, join(node.get("data_root"), node["ann_file"]))
+        for path, node in data_sets(cfg, split)
+        if node.get("ann_file")
+    ]
+    if len(files) != 1:
+        return
+    given = [(path, node) for path, node in evaluators(cfg, split) if node.get("ann_file")]
+    # A further evaluator may need another file, as for boxes beside panoptic segments.
+    if any(
+        os.path.normpath(node["ann_file"]) == os.path.normpath(files[0][1]) for _, node in given
+    ):
+        return
+    scope = cfg.get("default_scope") or "mmengine"
+    for path, node in given:
+        if _extends(find_type("metric", node.get("type"), scope), "CocoMetric"):
+            raise ConfigError(
+                f"{path}.ann_file={node['ann_file']!r} but {files[0][0]} reads {files[0][1]!r}, "
+                "which is its data_root and ann_file; set both to the same file"
+            )
+
+
+def check_data(cfg: Config, *splits: str) -> None:
+    """Check that the folders of the data are there, and those of the classes as the config says.
+
+    Args:
+        cfg (Config): The config to run.
+        splits (str): What will be read: ``'train'``, ``'val'``, ``'test'``.
+
+    Raises:
+        FileNotFoundError: If a folder is missing.
+        ConfigError: If the class folders do not fit the classes, or differ between splits.
+    """
+    for split in splits:
+        for _, node in data_sets(cfg, split):
+            root = node.get("data_root")
+            if root and not isdir(root):
+                raise FileNotFoundError(
+                    f"data folder {root!r} does not exist; put the data there (the tools in "
+                    "tools/dataset_converters unpack and check it), or set data_root in the config"
+                )
+    check_class_folders(cfg, *splits)
+
+
+def check_class_folders(cfg: Config, *splits: str) -> None:
+    """Check the classes of mmpretrain's ``CustomDataset`` against the folders of its images.
+
+    It numbers labels by the folders' alphabetical order and takes the names from ``classes``,
+    whatever their order. Names that have nothing in common with the folders' are for display.
+
+    Args:
+        cfg (Config): The config to run.
+        splits (str): What will be read; a split whose folder is missing is left out.
+
+    Raises:
+        ConfigError: If names or their order differ, or two splits have different folders.
+    """
+    first: tuple[str, list[str]] | None = None
+    for split in splits:
+        for path, node in data_sets(cfg, split):
+            prefix = node.get("data_prefix") or ""
+            prefix = prefix.get("img_path", "") if isinstance(prefix, Mapping) else prefix
+            folder = join(node.get("data_root"), prefix)
+            plain = node.get("type") in ("CustomDataset", "mmpretrain.CustomDataset")
+            if (
+                not plain
+                or node.get("ann_file")
+                or not node.get("with_label", True)
+                or not isdir(folder)
+            ):
+                continue
+            found = sorted(list_dir_or_file(folder, list_file=False))
+            classes = list(_classes_of(node, cfg) or found)
+            related = set(classes) & set(found)
+            if classes != found and (related or len(classes) != len(found)):
+                raise ConfigError(
+                    f"{path}.metainfo.classes is {_short(classes)} but the folders in {folder!r} "
+                    f"are {_short(found)}{_difference(classes, found)}; labels follow the folders' "
+                    "alphabetical order, so set classes to them"
+                )
+            first = first or (folder, found)
+            if found != first[1]:
+                raise ConfigError(
+                    f"{folder!r} has the class folders {_short(found)} and {first[0]!r} has "
+                    f"{_short(first[1])}{_difference(found, first[1])}; give all splits the same"
+                )
+
+
+def _classes_of(node: Mapping, cfg: Mapping) -> tuple[str, ...] | None:
+    """Return the classes of a data set, those of its type by default.
+
+    None if it finds them in its files, if things and stuff have heads of their own, or if it is a
+    video, where only some classes are tracked.
+    """
+    target = find_type("dataset", node.get("type"), cfg.get("default_scope") or "mmengine")
+    default = {} if _extends(target, "BaseVideoDataset") else getattr(target, "METAINFO", {})
+    classes = _written_classes(node) or default.get("classes")
+    if "thing_classes" in default or not isinstance(classes, (list, tuple)):
+        return None
+    return tuple(classes)
+
+
+def _written_classes(node: Mapping) -> Any:
+    return (node.get("metainfo") or {}).get("classes")
+
+
+def _compares_scores(method: Mapping) -> bool:
+    """Return True if a method compares the logits of student and teacher."""
+    own = {key: value for key, value in method.items() if key not in BUILDER_KEYS["method"]}
+    of_tasks = {**method.get("detection", {}), **method.get("classification", {})}
+    return bool(build_method({**of_tasks, **own}).requires & Requires.STUDENT_LOGITS)
+
+
+def _extends(target: Any, name: str) -> bool:
+    """Return True if a class, or one that it extends, has a name."""
+    return any(base.__name__ == name for base in getattr(target, "__mro__", ()))
+
+
+def _difference(one: list[str], other: list[str]) -> str:
+    """Describe by which names two lists differ, if not by their order alone."""
+    different = sorted(set(one) ^ set(other))
+    return f" (the difference: {_short(different)})" if different else ""
+
+
+def _short(names: Iterable[str]) -> str:
+    """Show names, the first ten of many."""
+    names = list(names)
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"({', '.join(map(repr, names[:10]))}{more})"
