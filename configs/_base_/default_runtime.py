@@ -11,6 +11,8 @@ default_hooks = dict(
     visualization=dict(type="TolerantVisualizationHook"),
     # Refuses a config which our tools would run otherwise than MMEngine's Runner alone.
     config_check=dict(type="CheckConfigHook"),
+    # Stops at a loss or gradient norm that is not finite; max_skips leaves so many steps out before.
+    finite_check=dict(type="CheckFiniteHook", interval=50, max_skips=0),
 )
 
 env_cfg = dict(

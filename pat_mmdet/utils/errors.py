@@ -12,6 +12,7 @@ from urllib.error import URLError
 from pat_mmdet.utils.paths import PACKAGE, TOOLS
 
 _OWN_FOLDERS = (PACKAGE, TOOLS)
+_OWN_ERRORS = (FileNotFoundError, FloatingPointError, ValueError)
 
 
 class ConfigError(ValueError):
@@ -37,7 +38,7 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
         while first.__context__ is not None and not first.__suppress_context__:
             first = first.__context__
         origin = Path(traceback.extract_tb(first.__traceback__)[-1].filename).resolve()
-        own = isinstance(first, (FileNotFoundError, ValueError)) and any(
+        own = isinstance(first, _OWN_ERRORS) and any(
             folder in origin.parents for folder in _OWN_FOLDERS
         )
         if show_traceback or not (own or _before_training(error)):

@@ -1,6 +1,7 @@
 """Hooks of training and testing."""
 
 from pat_mmdet.engine.hooks.check_config_hook import CheckConfigHook
+from pat_mmdet.engine.hooks.check_finite_hook import CheckFiniteHook
 from pat_mmdet.engine.hooks.checkpoint_hook import SafeCheckpointHook
 from pat_mmdet.engine.hooks.distill_weight_hook import DistillWeightHook
 from pat_mmdet.engine.hooks.student_ema_hook import StudentEMAHook
@@ -8,6 +9,7 @@ from pat_mmdet.engine.hooks.visualization_hook import TolerantVisualizationHook
 
 __all__ = [
     "CheckConfigHook",
+    "CheckFiniteHook",
     "DistillWeightHook",
     "SafeCheckpointHook",
     "StudentEMAHook",

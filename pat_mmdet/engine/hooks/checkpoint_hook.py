@@ -30,6 +30,8 @@ class SafeCheckpointHook(CheckpointHook):
     _resume_states: list[dict] | None = None
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        # Before anything is removed, and in all processes.
+        runner.call_hook("before_checkpoint")
         # Gathered here, as ``before_save_checkpoint`` runs on the first process only.
         method = _method(runner)
         if method is not None:
@@ -38,6 +40,10 @@ class SafeCheckpointHook(CheckpointHook):
             )
         super()._save_checkpoint_with_step(runner, step, meta)
         self._resume_states = None
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        runner.call_hook("before_checkpoint")
+        super()._save_best_checkpoint(runner, metrics)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Replace everything that is not plain data."""

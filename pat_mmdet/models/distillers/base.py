@@ -22,6 +22,7 @@ from pat_mmdet.registry import build_method
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, Requires
 from pat_mmdet.utils.checkpoint import load_weights
 from pat_mmdet.utils.config import teacher_model
+from pat_mmdet.utils.finite import describe_non_finite, find_non_finite
 
 _METHOD = "distill."
 _STUDENT = "student."
@@ -294,12 +295,23 @@ def task_settings(method: dict, task: str) -> dict:
 
 
 def _build_teacher(cfg: dict, checkpoint: str | None) -> nn.Module:
-    """Build the teacher with the weights of its checkpoint, else those of its ``init_cfg``."""
+    """Build the teacher with the weights of its checkpoint, else those of its ``init_cfg``.
+
+    Raises:
+        ValueError: If weights are NaN or infinite.
+    """
     network = MODELS.build(cfg)
     if checkpoint is None:
         network.init_weights()
     else:
         load_weights(network, checkpoint)
+    names = find_non_finite(network.state_dict())
+    if names:
+        source = "its init_cfg gives" if checkpoint is None else f"checkpoint {checkpoint!r} gives"
+        raise ValueError(
+            f"the teacher is refused: {source} {describe_non_finite(names)}, from which every loss "
+            "would become NaN; use another checkpoint"
+        )
     return network
 
 

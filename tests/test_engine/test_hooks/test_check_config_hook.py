@@ -95,4 +95,5 @@ def test_runner_builds_a_shipped_config(name, tmp_path):
     if "teacher" in cfg.model:
         cfg.model.teacher = load_config(str(ROOT / f"configs/{name}.py")).model.teacher
     runner = Runner.from_cfg(untrained(cfg))
-    assert any(type(hook).__name__ == "CheckConfigHook" for hook in runner.hooks)
+    hooks = {type(hook).__name__ for hook in runner.hooks}
+    assert {"CheckConfigHook", "CheckFiniteHook"} <= hooks

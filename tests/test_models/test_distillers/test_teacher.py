@@ -1,6 +1,7 @@
 """The frozen teacher as one object."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -40,6 +41,18 @@ def test_teacher_is_outside_module_tree(task):
     assert copy.deepcopy(model).frozen_teacher is teacher
     assert not any(module.training for module in teacher.network.modules())
     assert not any(param.requires_grad for param in teacher.network.parameters())
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_teacher_with_weights_that_are_not_finite_is_refused(value, tmp_path):
+    state = pair("classification")[0].teacher.state_dict()
+    name = list(state)[-1]
+    state[name].view(-1)[0] = value
+    path = str(tmp_path / "teacher.pth")
+    torch.save(dict(state_dict=state), path)
+    message = rf"teacher is refused: .*teacher.pth' gives 1 tensors .*\({name}\)"
+    with pytest.raises(ValueError, match=message):
+        pair("classification", teacher_checkpoint=path)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
+from helpers.synchronisation import NoSynchronisation
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pat_mmdet.models import losses
@@ -633,21 +633,6 @@ def test_dkd_and_crd_need_two_columns():
         DKD(one, one, torch.zeros(6, dtype=torch.int64))
     with pytest.raises(ValueError, match="k >= 1"):
         CRD(one, one, torch.tensor(1.0), torch.tensor(1.0), 0.1, 10)
-
-
-class NoSynchronisation(TorchFunctionMode):
-    """Refuse whatever would wait for the device or give a shape that depends on values."""
-
-    forbidden = frozenset({"item", "tolist", "numpy", "cpu", "nonzero", "masked_select", "unique"})
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        conversions = ("__bool__", "__int__", "__float__", "__index__", "__contains__")
-        assert name not in self.forbidden and name not in conversions, name
-        if name == "__getitem__":
-            index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            assert not any(isinstance(i, torch.Tensor) for i in index), "indexing with a tensor"
-        return func(*args, **(kwargs or {}))
 
 
 @every_loss
