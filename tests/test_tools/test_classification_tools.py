@@ -107,7 +107,10 @@ def test_crd_over_epochs_in_two_processes(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     config = own_config(
         tmp_path / "mine.py",
-        "custom_imports = dict(imports=['pat_mmdet', 'spy'])\ncustom_hooks = [dict(type='Spy')]\n",
+        "custom_imports = dict(imports=['pat_mmdet', 'spy'])\n"
+        "custom_hooks = [\n"
+        "    dict(type='Spy'), dict(type='EMAHook', momentum=0.1, update_buffers=True),\n"
+        "]\n",
     )
     options = [
         "--method", "crd", "--cfg-options", *settings,
@@ -133,8 +136,11 @@ def test_crd_over_epochs_in_two_processes(settings, tmp_path, monkeypatch):
     run_tool(*train, "--work-dir", runs[1], *resume, *options, processes=2)
     whole, resumed = (torch.load(run / "epoch_2.pth", weights_only=True) for run in runs)
     state = whole["state_dict"]
+    # With EMA the state dict has the averages, and the banks of the training.
     assert torch.equal(state["distill.bank_teacher"], first["banks"][1])
-    assert all(torch.equal(resumed["state_dict"][key], value) for key, value in state.items())
+    assert not any(key.endswith(("bank_student", "z_student")) for key in whole["ema_state_dict"])
+    for part in ("state_dict", "ema_state_dict"):
+        assert all(torch.equal(resumed[part][key], value) for key, value in whole[part].items())
     assert torch.load(runs[1] / "spy_1.pth")["steps"] == second["steps"][3:]
     assert losses(runs[1]) == losses(runs[0])[3:]
 

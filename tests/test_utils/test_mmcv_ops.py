@@ -376,7 +376,13 @@ def make_batch(detector, with_mask):
     return detector.data_preprocessor(data, True)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("MaskRCNN", "RetinaNet") else pytest.mark.full)
+        for name in DETECTORS
+    ],
+)
 def test_detector_trains_and_predicts(name):
     detector = build_detector(name)
     data = make_batch(detector, with_mask=name == "MaskRCNN")

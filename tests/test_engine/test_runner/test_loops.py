@@ -74,7 +74,7 @@ KINDS = ("infinite", "aspect ratio", "aspect ratio, finite", "finite", "finite, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("first", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("first", [1, 9])
 def test_skipped_batches(kind, first):
     whole = batches(kind)
     assert len(whole) == 14
@@ -178,8 +178,7 @@ def take(loader, count):
     return list(itertools.islice(loader, count))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", ["InfiniteSampler", "DefaultSampler"])
+@pytest.mark.parametrize(("workers", "kind"), [(0, "DefaultSampler"), (2, "InfiniteSampler")])
 def test_loader_goes_on_where_it_stopped(workers, kind):
     scramble(0)
     whole = take(make_loader(kind=kind), 10)

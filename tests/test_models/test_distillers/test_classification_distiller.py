@@ -140,29 +140,6 @@ def test_student_losses_and_random_state():
     assert not torch.equal(model(**data, mode="loss")["loss"], alone)
 
 
-def test_student_begins_as_it_does_alone():
-    cfg = distiller("deit_tiny_patch16_224", method="PAT")
-    states = []
-    for model_cfg in (cfg, cfg["student"]):
-        torch.manual_seed(5)
-        model = MODELS.build(copy.deepcopy(model_cfg))
-        model.init_weights()
-        states.append((model.state_dict(), torch.get_rng_state()))
-    (distilled, random_state), (alone, expected) = states
-    assert all(torch.equal(distilled[key], value) for key, value in alone.items())
-    assert torch.equal(random_state, expected)
-
-
-def test_mode_and_device_of_the_teacher():
-    model = build(distiller(method="PAT"))
-    teachers = {id(param) for param in model.teacher.parameters()}
-    assert not teachers & {id(param) for param in model.parameters()}
-    assert not any(param.requires_grad for param in model.teacher.parameters())
-    assert model.train().student.training and not model.teacher.training
-    model.double()
-    assert next(model.teacher.parameters()).dtype == torch.float64
-
-
 def test_predictions_are_the_students():
     model = build(distiller()).eval()
     raw = raw_batch()
@@ -233,15 +210,6 @@ def test_passes_of_the_teacher(name):
     assert len(layers) == (2 if name == "PAT" else 1)
 
 
-def test_nothing_recorded_outlives_the_step():
-    model = build(distiller(method="PAT"))
-    train_step(model, batch(model))
-    teacher = model.frozen_teacher
-    for reader in (model._recorder, teacher.reader):
-        assert reader._recorder._activations is None
-    assert teacher._prompter._prompt is None and teacher._images is None
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -275,14 +243,6 @@ def test_preprocessor_of_the_config():
     own = model.teacher.data_preprocessor.mean.flatten().tolist()
     assert own == pytest.approx(IMAGENET["mean"])
     assert "type" not in common, "the config is left as it is"
-
-
-def test_equal_normalization():
-    model = build(distiller())
-    data = batch(model)
-    (seen,) = calls_of(model.teacher.model)
-    model(**data, mode="loss")
-    assert seen[0][0] is data["inputs"]
 
 
 # Labels.
