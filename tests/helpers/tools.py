@@ -44,7 +44,7 @@ def run_tool(name, *args, code=0, cwd=None, env=None, processes=1):
     """Run a tool in a process of its own and return its output.
 
     Args:
-        name (str): Path of the tool below ``tools``.
+        name (str | Path): Path of the tool below ``tools``, or of another script.
         args: Its arguments.
         code (int): The exit code it has to end with; negative for a signal.
         cwd (Path, optional): Working directory.
@@ -54,7 +54,7 @@ def run_tool(name, *args, code=0, cwd=None, env=None, processes=1):
     path, args, cwd = str(ROOT / "tools" / name), list(map(str, args)), cwd or os.getcwd()
     env = {**(os.environ if env is None else env)}
     with tempfile.NamedTemporaryFile("r") as output:
-        if name.endswith(".sh"):
+        if path.endswith(".sh"):
             env.update(PYTHON=sys.executable, PORT=free_port())
             with open(output.name, "a") as file:
                 done = subprocess.run(

@@ -11,10 +11,18 @@ PARTS = ("student", "teacher", "library", "prompted", "bare", "kd", "pat")
 @pytest.mark.parametrize(
     "pair, options",
     [
-        ("swin_p-res18_digits", ("--size", "64", "96", "--amp")),
         (
             "swin_p-res18_digits",
-            ("--size", "64", "--method", "pat_fast", "--cfg-options", "model.method.raa_dim=32"),
+            (
+                "--size",
+                "64",
+                "96",
+                "--amp",
+                "--method",
+                "pat_fast",
+                "--cfg-options",
+                "model.method.raa_dim=32",
+            ),
         ),
         ("tinyvit_mini-mixer_mini_cifar10", ()),
     ],

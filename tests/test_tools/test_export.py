@@ -1,8 +1,6 @@
 """Exported students, and configs and checkpoints of older revisions."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -145,9 +143,8 @@ def test_export_without_user_package(backbone, imports, kept, tmp_path, monkeypa
         "plain_config(cfg).dump(sys.argv[2])\n"
     )
     out = tmp_path / "student.py"
-    subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "mine.py", out], check=True, cwd=tmp_path
-    )
+    (tmp_path / "export.py").write_text(script)
+    run_tool(tmp_path / "export.py", "mine.py", out, cwd=tmp_path)
     plain = Config.fromfile(out, import_custom_modules=False)
     assert plain.get("custom_imports", {}).get("imports", []) == kept
     assert [hook.type for hook in plain.custom_hooks] == ["EMAHook"]

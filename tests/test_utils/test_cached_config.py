@@ -1,12 +1,10 @@
 import copy
 import json
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
-from helpers.tools import ROOT
+from helpers.tools import ROOT, run_tool
 from mmengine.config import Config
 from mmengine.config import config as mmengine_config
 
@@ -70,17 +68,14 @@ def test_training_formats_once(digits, tmp_path):
         "train_dataloader.batch_size=2", "default_hooks.checkpoint.interval=1",
     ]  # fmt: skip
     config = ROOT / "configs/students/faster-rcnn_r18_fpn_digits.py"
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), config, "--work-dir", tmp_path,
-         "--cfg-options", *options],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == 1
-    (dumped,) = tmp_path.glob("*.py")
+    script, work_dir = tmp_path / "train.py", tmp_path / "out"
+    script.write_text(textwrap.dedent(code))
+    output = run_tool(script, config, "--work-dir", work_dir, "--cfg-options", *options)
+    assert json.loads(output.splitlines()[-1]) == 1
+    (dumped,) = work_dir.glob("*.py")
     text = dumped.read_text()
     assert Config.fromfile(dumped).pretty_text == text
-    assert [file.read_text() for file in tmp_path.glob("*/vis_data/config.py")] == [text]
+    assert [file.read_text() for file in work_dir.glob("*/vis_data/config.py")] == [text]
     for step in (1, 2):
-        meta = torch.load(tmp_path / f"iter_{step}.pth", weights_only=True)["meta"]
+        meta = torch.load(work_dir / f"iter_{step}.pth", weights_only=True)["meta"]
         assert meta["cfg"] == text
