@@ -9,7 +9,6 @@ shows what the network is trained on. No window is opened, so it runs without a 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,8 +138,10 @@ def main() -> None:
         if cfg.get(f"{args.mode}_dataloader") is None:
             raise ValueError(f"config {args.config!r} has no {args.mode}_dataloader")
         number = browse(cfg, args.mode, args.number, args.output_dir)
-    if number == 0:
-        sys.exit(f"browse_dataset: the {args.mode} dataset of {args.config} has no image")
+        if number == 0:
+            raise ValueError(
+                f"the {args.mode} dataset of {args.config} has no image; check its ann_file"
+            )
     print(f"\nwrote {number} images to {args.output_dir}")
 
 

@@ -36,12 +36,11 @@ def main() -> None:
     args = parse_args()
     with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options, args.method, args.settings)
-    print(f"Config:\n{cfg.pretty_text}")
-
-    if args.save_path is not None:
-        args.save_path.parent.mkdir(parents=True, exist_ok=True)
-        cfg.dump(args.save_path)
-        print(f"saved to {args.save_path}")
+        print(f"Config:\n{cfg.pretty_text}")
+        if args.save_path is not None:
+            args.save_path.parent.mkdir(parents=True, exist_ok=True)
+            cfg.dump(args.save_path)
+            print(f"saved to {args.save_path}")
 
 
 if __name__ == "__main__":
