@@ -36,8 +36,30 @@ def _run_main(path, args, cwd, env, output):
     os.environ.update(env)
     os.chdir(cwd)
     sys.argv = [path, *args]
-    sys.path[:0] = [os.path.dirname(path), *env.get("PYTHONPATH", "").split(os.pathsep)]
+    paths = env.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [os.path.dirname(path), *filter(None, paths)]
     runpy.run_path(path, run_name="__main__")
+
+
+def _run_forks(path, args, cwd, env, output, processes):
+    """Run a script in forks of the server and return their exit codes."""
+    group = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), WORLD_SIZE=str(processes))
+    started = []
+    for rank in map(str, range(processes)):
+        own = {**env, **group, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else env
+        started.append(_CONTEXT.Process(target=_run_main, args=(path, args, cwd, own, output)))
+        started[-1].start()
+    for process in started:
+        process.join()
+    return {process.exitcode for process in started}
+
+
+def _run_shell(path, args, cwd, env, output):
+    """Run a shell script and return its exit code in a set."""
+    env = {**env, "PYTHON": sys.executable, "PORT": free_port()}
+    with open(output, "a") as file:
+        done = subprocess.run(["bash", path, *args], stdout=file, stderr=file, cwd=cwd, env=env)
+    return {done.returncode}
 
 
 def run_tool(name, *args, code=0, cwd=None, env=None, processes=1):
@@ -51,30 +73,13 @@ def run_tool(name, *args, code=0, cwd=None, env=None, processes=1):
         env (dict, optional): Environment variables in place of those of this process.
         processes (int): Number of processes, which with ``--launcher pytorch`` form one group.
     """
-    path, args, cwd = str(ROOT / "tools" / name), list(map(str, args)), cwd or os.getcwd()
-    env = {**(os.environ if env is None else env)}
+    path, args = str(ROOT / "tools" / name), list(map(str, args))
+    where = (cwd or os.getcwd(), {**(os.environ if env is None else env)})
     with tempfile.NamedTemporaryFile("r") as output:
         if path.endswith(".sh"):
-            env.update(PYTHON=sys.executable, PORT=free_port())
-            with open(output.name, "a") as file:
-                done = subprocess.run(
-                    ["bash", path, *args], stdout=file, stderr=file, cwd=cwd, env=env
-                )
-            codes = {done.returncode}
+            codes = _run_shell(path, args, *where, output.name)
         else:
-            group = dict(
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(), WORLD_SIZE=str(processes)
-            )
-            started = []
-            for rank in map(str, range(processes)):
-                own = {**env, **group, "RANK": rank, "LOCAL_RANK": rank} if processes > 1 else env
-                started.append(
-                    _CONTEXT.Process(target=_run_main, args=(path, args, cwd, own, output.name))
-                )
-                started[-1].start()
-            for process in started:
-                process.join()
-            codes = {process.exitcode for process in started}
+            codes = _run_forks(path, args, *where, output.name, processes)
         text = output.read()
     assert codes == {code}, text[-4000:]
     return text
