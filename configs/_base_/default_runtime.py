@@ -13,12 +13,16 @@ default_hooks = dict(
     config_check=dict(type="CheckConfigHook"),
     # Stops at a loss or gradient norm that is not finite; max_skips leaves so many steps out before.
     finite_check=dict(type="CheckFiniteHook", interval=50, max_skips=0),
+    # Seconds for which a worker of a data loader may be stopped.
+    stopped_workers=dict(type="StoppedWorkerHook", timeout=300),
 )
 
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
-    dist_cfg=dict(backend="nccl"),
+    # Seconds for which a process may keep the others waiting. Longer than any evaluation, which the
+    # first process computes alone.
+    dist_cfg=dict(backend="nccl", timeout=900),
 )
 
 vis_backends = [dict(type="LocalVisBackend")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -12,6 +13,13 @@ from urllib.error import URLError
 from pat_mmdet.utils.paths import PACKAGE, TOOLS
 
 _OWN_FOLDERS = (PACKAGE, TOOLS)
+# What torch says when a process that a run needs is gone, and what it means.
+_DEATHS = {
+    r"DataLoader worker": "a data loader worker was killed, for want of memory, by hand or by StoppedWorkerHook",
+    r"DataLoader timed out": "a worker of a data loader gave no batch within its timeout",
+    r"gloo.*Timed out": "another process did not answer within env_cfg.dist_cfg.timeout",
+    r"gloo.*(Connection|Broken pipe|error)": "another process of this run ended",
+}
 _OWN_ERRORS = (FileNotFoundError, FloatingPointError, ValueError)
 
 
@@ -26,7 +34,7 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
     An error that this project raised on purpose is shown as it is. Registries wrap what goes wrong
     while they build; the first error says what it was. What others raise before the first step is
     due to a value of the config as a rule: its first line is shown, and how to see the rest. From
-    the first step on, such errors keep their traceback.
+    the first step on, such errors keep their traceback, but for those about a process that died.
 
     Args:
         show_traceback (bool): Whether every error keeps its traceback, as ``--traceback`` asks.
@@ -41,11 +49,14 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
         own = isinstance(first, _OWN_ERRORS) and any(
             folder in origin.parents for folder in _OWN_FOLDERS
         )
-        if show_traceback or not (own or _before_training(error)):
+        line = next(iter(str(first).strip().splitlines()), "")[:300]
+        death = next((_DEATHS[text] for text in _DEATHS if re.search(text, line)), None)
+        if show_traceback or not (own or death or _before_training(error)):
             raise
         if own:
             sys.exit(f"error: {first}")
-        line = next(iter(str(first).strip().splitlines()), "")[:300]
+        if death:
+            sys.exit(f"error: {death} ({line}); --resume continues the training")
         url = f" at {_url(error)!r}" if isinstance(error, URLError) else ""
         sys.exit(f"error: {type(first).__name__}{url}: {line} (--traceback shows where)")
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
+import sys
+from datetime import timedelta
 from typing import Any
 
 from mmengine.config import Config
@@ -41,6 +45,8 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
             f"--launcher {launcher} is for processes that a launcher starts, and "
             f"{_LAUNCHED[launcher]} is not set; use tools/dist_train.sh or slurm_train.sh"
         )
+    if launcher == "pytorch" and sys.platform == "linux":
+        _die_with_parent()
     cfg.launcher = launcher
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
@@ -59,7 +65,7 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
             "tools/dist_train.sh"
         )
     if launcher == "pytorch":
-        cfg.env_cfg.dist_cfg = dict(backend="gloo")
+        cfg.env_cfg.dist_cfg = {**cfg.env_cfg.get("dist_cfg", {}), "backend": "gloo"}
         cfg.setdefault(
             "model_wrapper_cfg",
             dict(
@@ -70,4 +76,12 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
             ),
         )
         # mmengine takes a group that exists as it is.
-        torch.distributed.init_process_group("gloo")
+        seconds = cfg.env_cfg.dist_cfg.get("timeout")
+        timeout = None if seconds is None else timedelta(seconds=seconds)
+        torch.distributed.init_process_group("gloo", timeout=timeout)
+
+
+def _die_with_parent() -> None:
+    """Have Linux kill this process when torchrun, which started it, is gone."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
