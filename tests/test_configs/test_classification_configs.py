@@ -207,7 +207,7 @@ def test_published_settings_of_cifar100(method):
     name = pair_name("swin_t", student, "cifar100")
     published = read(name, None, method, "published")
     assert ema_of(published) == pytest.approx(0 if method in WITHOUT_EMA else 2e-4)
-    assert (method in WITHOUT_EMA) == (method not in ("pat", "pat_fast"))
+    assert (method in WITHOUT_EMA) == (not method.startswith("pat"))
     assert {key for key in published if published[key] != cached(name)[key]} <= {
         "settings",
         "model",
@@ -245,6 +245,9 @@ def overlay_of(method):
     [
         ("pat", dict(raa_grid=4, raa_dim=512)),
         ("pat_fast", dict(raa_grid=4, raa_dim=512, afp_stages=(2, 3), prompted_share=0.5)),
+        ("pat_raa", dict(raa_grid=4, raa_dim=512, afp_stages=())),
+        ("pat_spatial", dict(raa_grid=4, raa_dim=512, prompt="spatial")),
+        ("pat_plus", dict(raa_grid=4, raa_dim=512, region_weight=10.0)),
         ("dkd", dict(alpha=1.0, beta=2.0)),
         ("ofa", dict(branch="stages", eps=1.0)),
         ("rkd", dict(max_rows=None)),
@@ -263,7 +266,7 @@ def test_overlay_applies(method, pair=PAIRS[12]):
     if overlay.type == "PAT":
         # Over the pair's own settings of PAT, a variant changes what sets it apart.
         pat = overlay_of("pat")
-        apart = {key: value for key, value in overlay.items() if value != pat[key]}
+        apart = {key: value for key, value in overlay.items() if value != pat.get(key)}
         assert {**cfg.model.method} == {**plain.model.method, **apart}
     else:
         assert {**cfg.model.method} == {**overlay}

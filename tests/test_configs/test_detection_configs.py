@@ -345,6 +345,15 @@ def test_coco_teacher_weight_decay():
     assert free == expected and len(free) > 10
 
 
+# What sets the named forms of PAT apart.
+PAT_FORMS = {
+    "pat_fast": ("afp_stages", "prompted_share"),
+    "pat_plus": ("alignment", "distance", "weigh_levels", "afp_stages", "fd_weight"),
+    "pat_raa": ("afp_stages",),
+    "pat_spatial": ("prompt",),
+}
+
+
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_overlay_applies_to_the_digits_pair(name):
     overlay = Config.fromfile(CONFIGS / f"_base_/methods/{name}.py")
@@ -360,8 +369,8 @@ def test_overlay_applies_to_the_digits_pair(name):
     assert changed <= {"model"}
     if name == "pat":
         assert changed == set(), "the pair keeps its own settings of its own method"
-    elif name == "pat_fast":
-        apart = dict(afp_stages=(2, 3), prompted_share=0.5)
+    elif name.startswith("pat"):
+        apart = {key: overlay.method[key] for key in PAT_FORMS[name]}
         assert {**cfg.model.method} == {**plain.model.method, **apart}
     else:
         assert {**cfg.model.method} == {**overlay.method}

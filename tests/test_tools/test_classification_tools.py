@@ -145,6 +145,21 @@ def test_crd_over_epochs_in_two_processes(settings, tmp_path, monkeypatch):
     assert losses(runs[1]) == losses(runs[0])[3:]
 
 
+@pytest.mark.full
+def test_pat_plus_resumes_exactly_in_two_processes(settings, tmp_path):
+    command = ["dist_train.sh", PAIR, 2, "--method", "pat_plus"]
+    options = ["--cfg-options", *settings]
+    runs = tmp_path / "unbroken", tmp_path / "resumed"
+    run_tool(*command, "--work-dir", runs[0], *options)
+    run_tool(*command, "--work-dir", runs[1], "--resume", runs[0] / "epoch_1.pth", *options)
+    assert all({"loss_fd", "loss_region", "loss_kd"} < set(step) for step in losses(runs[0]))
+    assert losses(runs[1]) == losses(runs[0])[3:]
+    whole, resumed = (torch.load(run / "epoch_2.pth", weights_only=True) for run in runs)
+    assert any(key.startswith("distill.region_heads") for key in whole["state_dict"])
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][key], value), key
+
+
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory):
     """The config of a pair with a student that timm does not have by this name."""

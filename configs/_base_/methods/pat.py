@@ -1,5 +1,5 @@
-# `prompt`: 'channel' is what the paper's parameter count belongs to, 'spatial' what its text says.
-# `feedback`: 'previous' (the paper's), 'current' or 'none'.
+# PAT as in the paper, docs/pat.md has a table of all options. `prompt`: 'channel' is what the paper's
+# parameter count belongs to, 'spatial' (pat_spatial.py) what its text says.
 method = dict(
     type="PAT",
     prompt="channel",

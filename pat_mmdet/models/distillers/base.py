@@ -15,6 +15,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from pat_mmdet.models.acceleration import compile_blocks, recompute_blocks, use_fast_layers
+from pat_mmdet.models.distillers.loss_share import LossShareCheck
 from pat_mmdet.models.distillers.teacher import FrozenTeacher
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.models.task_modules import Activations
@@ -104,6 +105,7 @@ class BaseDistiller(BaseModel):
         with torch.random.fork_rng(devices=[]):
             teacher_network = _build_teacher(teacher_cfg, teacher_checkpoint)
             self.distill = build_method(method)
+            self._loss_share = LossShareCheck(self.distill)
             self.frozen_teacher = self._build_frozen_teacher(teacher_network, dtype)
             self._build_layers(image)
             # Layers are replaced by class, before the cache replaces their forward methods.
@@ -197,6 +199,9 @@ class BaseDistiller(BaseModel):
         distill_losses = self.distill(student, teacher, self.frozen_teacher)
         self.frozen_teacher.release()
         self._check_names(distill_losses, losses)
+        if self._loss_share.steps_left:
+            total, _ = self.parse_losses({**losses, **distill_losses})
+            self._loss_share.update(total, distill_losses)
         return {**losses, **self._apply_distill_weight(distill_losses)}
 
     def _check_names(self, distill_losses: dict[str, Tensor], losses: dict[str, Tensor]) -> None:

@@ -128,12 +128,13 @@ class FeatureProjector(nn.Module):
     Args:
         in_channels (int): Channels of the student's map.
         out_channels (int): Channels of the teacher's map.
+        norm (bool): Whether there is a batch norm. A loss that standardises channels needs none.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Project a student map.

@@ -12,6 +12,12 @@
 None of them waits for the device: no ``.item()``, no branch on a value, no boolean indexing.
 """
 
+from .channel_correlation_loss import (
+    channel_correlation_loss,
+    match_channel_statistics,
+    spread_weights,
+    standardize_channels,
+)
 from .correlation_loss import correlation_loss
 from .crd_loss import crd_loss
 from .dist_loss import dist_loss
@@ -23,13 +29,17 @@ from .rkd_loss import rkd_angle_loss, rkd_distance_loss
 
 __all__ = [
     "HierarchicalContextLoss",
+    "channel_correlation_loss",
     "correlation_loss",
     "crd_loss",
     "dist_loss",
     "dkd_loss",
     "hcl_loss",
     "kd_loss",
+    "match_channel_statistics",
     "ofa_loss",
     "rkd_angle_loss",
     "rkd_distance_loss",
+    "spread_weights",
+    "standardize_channels",
 ]

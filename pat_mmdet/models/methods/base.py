@@ -21,6 +21,8 @@ class BaseMethod(nn.Module, ABC):
         first_prompted_stage (int): Index of the first stage with a prompt, set at the latest by
             :meth:`build_layers`. What lies before it is computed once for both passes, and is not
             prompted.
+        watched_loss (str, optional): Name of a loss, weighted by ``fd_weight``, that does harm
+            where it is much larger than all others; the distiller warns of it in the first steps.
 
     Example:
         >>> @METHODS.register_module()
@@ -36,6 +38,7 @@ class BaseMethod(nn.Module, ABC):
     """
 
     first_prompted_stage: int = 0
+    watched_loss: str | None = None
 
     @property
     @abstractmethod

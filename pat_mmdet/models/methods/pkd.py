@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pat_mmdet.models.layers import ChannelProjector
+from pat_mmdet.models.losses import standardize_channels
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
@@ -50,7 +50,7 @@ class PKD(BaseMethod):
     ) -> dict[str, Tensor]:
         """Return ``loss_fd``; arguments as in :class:`BaseMethod`."""
         distances = [
-            _half_squared_distance(projector(x, y.shape[-2:]).float(), y.float())
+            _half_squared_distance(projector(x, y.shape[-2:]), y)
             for projector, x, y in zip(self.projectors, student.features, teacher.features)
         ]
         return {"loss_fd": self.fd_weight * sum(distances)}
@@ -58,12 +58,7 @@ class PKD(BaseMethod):
 
 def _half_squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Return half the mean squared error of two maps (B, C, H, W) with standardised channels."""
-
-    def standardise(x: Tensor) -> Tensor:
-        # Batch normalisation saves one map for the backward pass, single steps would save three.
-        # Not of torch.nn.functional, which refuses a single position; its loss is 0 here.
-        return torch.batch_norm(x, None, None, None, None, True, 0.0, 1e-12, True)
-
     count = student[:, 0].numel()
     unbiased = (count - 1) / max(count, 1)
-    return unbiased * F.mse_loss(standardise(student), standardise(teacher)) / 2
+    student, teacher = (standardize_channels(x, eps=1e-12) for x in (student, teacher))
+    return unbiased * F.mse_loss(student, teacher) / 2

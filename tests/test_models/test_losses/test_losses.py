@@ -19,6 +19,7 @@ from pat_mmdet.models import losses
 KD, DKD, DIST, OFA = losses.kd_loss, losses.dkd_loss, losses.dist_loss, losses.ofa_loss
 DISTANCE, ANGLE = losses.rkd_distance_loss, losses.rkd_angle_loss
 CC, CRD, HCL = losses.correlation_loss, losses.crd_loss, losses.hcl_loss
+CHANNELS = losses.channel_correlation_loss
 
 TARGET = torch.tensor([2, 0, 4, 4, 1, 3])
 
@@ -52,6 +53,10 @@ CASES = {
         (6, 5),
     ),
     "hcl": (HCL, (2, 3, 5, 6)),
+    "channel correlation": (
+        partial(CHANNELS, weight=torch.tensor([0.5, 1.5, 1.0])),
+        (2, 3, 5, 6),
+    ),
 }
 every_loss = pytest.mark.parametrize("name", CASES)
 
@@ -267,6 +272,52 @@ def test_hcl_reference(height, width, levels):
     s, t = normal(2, 3, height, width, seed=1), normal(2, 3, height, width, seed=2)
     expected = reference_hcl(s.numpy(), t.numpy(), levels)
     assert HCL(s, t).item() == pytest.approx(expected)
+
+
+def test_channel_correlation_reference():
+    s, t = normal(4, 3, 5, 6, seed=1), normal(4, 3, 5, 6, seed=2)
+    weights = torch.tensor([0.2, 0.8, 2.0])
+    r = [np.corrcoef(s[:, c].flatten(), t[:, c].flatten())[0, 1] for c in range(3)]
+    assert CHANNELS(s, t).item() == pytest.approx(np.mean([1 - x for x in r]), rel=1e-5)
+    expected = sum(w * (1 - x) for w, x in zip(weights.tolist(), r)) / 3
+    assert CHANNELS(s, t, weights).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_channel_correlation_ignores_scale_and_offset_of_each_channel():
+    s, t = normal(4, 3, 5, 6, seed=1), normal(4, 3, 5, 6, seed=2)
+    scale, offset = torch.tensor([0.1, 3.0, 40.0]), torch.tensor([5.0, -1.0, 70.0])
+    moved = [x * scale[:, None, None] + offset[:, None, None] for x in (s, t)]
+    for pair in ((moved[0], t), (s, moved[1]), moved):
+        torch.testing.assert_close(CHANNELS(*pair), CHANNELS(s, t), rtol=2e-4, atol=0)
+    assert CHANNELS(moved[0], s) < 1e-4 and CHANNELS(-moved[0], s) == pytest.approx(2, rel=1e-3)
+
+
+def test_matched_map_has_the_statistics_of_its_reference():
+    reference = 3 * normal(4, 3, 5, 6, seed=1) + torch.tensor([1.0, 0, -50])[:, None, None]
+    x = normal(2, 3, 7, 2, seed=2).requires_grad_()
+    matched = losses.match_channel_statistics(x, reference)
+    for moment in (torch.mean, partial(torch.std, correction=0)):
+        found, expected = (moment(y, dim=(0, 2, 3)) for y in (matched, reference))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # Neither scale nor offset of a channel is passed on.
+    torch.testing.assert_close(losses.match_channel_statistics(0.1 * x - 2, reference), matched,
+                               rtol=1e-3, atol=1e-3)  # fmt: skip
+    equal = losses.match_channel_statistics(reference, reference)
+    torch.testing.assert_close(equal, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_spread_weights_have_a_mean_of_one():
+    maps = [normal(4, 3, 5, 6, seed=1) * torch.tensor([1.0, 2, 6])[:, None, None],
+            10 * normal(4, 2, 3, 3, seed=2)]  # fmt: skip
+    spreads = [x.std((0, 2, 3), correction=0) for x in maps]
+    alone, together = (losses.spread_weights(maps, across) for across in (False, True))
+    for weights, spread in zip(alone, spreads):
+        torch.testing.assert_close(weights, spread / spread.mean())
+    ratio = torch.cat(together) / torch.cat(spreads)
+    torch.testing.assert_close(ratio, ratio[:1].expand(5))
+    assert sum(weights.mean() for weights in together) / 2 == pytest.approx(1)
+    constant = losses.spread_weights([torch.ones(2, 3, 4, 4, dtype=torch.float16)])
+    assert constant[0].dtype == torch.float32 and not constant[0].any()
 
 
 # ---------------------------------------------------------------- gradients

@@ -156,8 +156,3 @@ def test_partial_prompts_at_beta_zero(task):
 def test_invalid_prompted_share(share):
     with pytest.raises(ValueError, match=f"prompted_share={share} is not above 0 and at most 1"):
         classifier_pair("convnext_tiny", prompted_share=share)
-
-
-def test_empty_afp_stages():
-    with pytest.raises(ValueError, match=r"afp_stages=.*name one at least"):
-        classifier_pair("convnext_tiny", afp_stages=())

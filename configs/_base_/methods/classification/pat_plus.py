@@ -1,0 +1,4 @@
+# Classifiers gain by the averages of regions as further targets; detectors lose.
+_base_ = "../pat_plus.py"
+
+method = dict(raa_grid=4, raa_dim=512, region_weight=10.0)

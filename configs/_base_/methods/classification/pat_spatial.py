@@ -1,0 +1,3 @@
+_base_ = "pat.py"
+
+method = dict(prompt="spatial")
