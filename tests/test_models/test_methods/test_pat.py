@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from helpers import classifiers, detectors
+from helpers import classifiers
 from helpers.methods import NoWaiting, build_layers
 from helpers.pat import BATCH, STUDENT, TEACHER, ToyTeacher, make_pat, pat_step, student_outputs
 from torch import nn
