@@ -1,4 +1,4 @@
-"""Train a teacher, a student alone and the student with PAT on generated data.
+"""Train a teacher, a student alone and the student with PAT (``pat_plus``) on generated data.
 
 Every part that is done already is skipped, and one that was interrupted is resumed, so the command
 can be given again at any time. Ends with a table and work_dirs/demo/report.png.
@@ -32,12 +32,14 @@ class Run:
         config (Path): Config of the training.
         options (dict[str, str]): Overridden settings of the config.
         training (RunDir): Its work dir and length.
+        method (str, optional): Name of a method, in place of the config's.
     """
 
     title: str
     config: Path
     options: dict[str, str]
     training: RunDir
+    method: str | None = None
 
     def train(self) -> None:
         """Train, or resume what an earlier call began."""
@@ -47,6 +49,7 @@ class Run:
         print(f"[demo] {self.title}: training, logs in {self.training.folder}", flush=True)
         run_tool(
             "train.py", self.config, "--work-dir", self.training.folder, "--resume",
+            *(["--method", self.method] if self.method else []),
             "--cfg-options", *(f"{key}={value}" for key, value in self.options.items()),
         )  # fmt: skip
 
@@ -63,7 +66,9 @@ def plan(folder: Path, seed: int, iters: int, teacher_iters: int) -> list[Run]:
     """List the trainings: the teacher, the student alone, and PAT with the same budget."""
     data = {"data_root": f"{folder / 'digits'}/", "randomness.seed": str(seed)}
 
-    def run(title: str, config: str, name: str, steps: int, **options: str) -> Run:
+    def run(
+        title: str, config: str, name: str, steps: int, method: str | None = None, **options: str
+    ) -> Run:
         warm_up = str(max(min(steps // 6, 80), 1))
         scheduled = {
             "train_cfg.max_iters": str(steps),
@@ -72,7 +77,7 @@ def plan(folder: Path, seed: int, iters: int, teacher_iters: int) -> list[Run]:
             "param_scheduler.1.end": str(steps),
         }
         training = RunDir(folder / name, steps)
-        return Run(title, CONFIGS / config, {**data, **scheduled, **options}, training)
+        return Run(title, CONFIGS / config, {**data, **scheduled, **options}, training, method)
 
     teacher = run(
         "teacher (Swin)", "teachers/faster-rcnn_swin-p_fpn_digits.py", "teacher", teacher_iters
@@ -83,8 +88,9 @@ def plan(folder: Path, seed: int, iters: int, teacher_iters: int) -> list[Run]:
         run(
             "student with PAT",
             "pat/swin_p-res18_digits.py",
-            "pat",
+            "pat_plus",
             iters,
+            method="pat_plus",
             **{"model.teacher_checkpoint": str(teacher.training.checkpoint)},
         ),
     ]

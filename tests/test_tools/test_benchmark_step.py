@@ -5,7 +5,7 @@ from helpers.tools import ROOT, run_tool
 
 TOOL = "analysis_tools/benchmark_step.py"
 QUICK = ("--batch-size", "2", "--repeats", "2", "--warmup", "0")
-PARTS = ("student", "teacher", "library", "prompted", "bare", "kd", "pat")
+PARTS = ("student", "teacher", "library", "kd", "pat")
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ PARTS = ("student", "teacher", "library", "prompted", "bare", "kd", "pat")
                 "model.method.raa_dim=32",
             ),
         ),
-        ("tinyvit_mini-mixer_mini_cifar10", ()),
+        ("tinyvit_mini-mixer_mini_cifar10", ("--method", "pat_plus")),
     ],
 )
 def test_figures(pair, options, tmp_path):
@@ -33,25 +33,27 @@ def test_figures(pair, options, tmp_path):
     printed = run_tool(TOOL, config, *QUICK, *options, "--json", out)
     assert "pat_over_floor" in printed and "images a second" in printed
     figures = json.loads(out.read_text())
-    for name in PARTS:
+    prompted = ["prompted"] if "pat_fast" in options else []  # pat_plus has no prompts
+    assert set(figures["spread"]) == {*PARTS, *prompted, *(["bare"] if prompted else [])}
+    for name in figures["spread"]:
         least, most = figures["spread"][name]
         assert 0 < least <= figures[name] <= most
         assert figures["memory_mib"]["peak"][name] >= 0
-    floor = sum(figures[name] for name in ("student", "teacher", "prompted"))
+    floor = sum(figures[name] for name in ("student", "teacher", *prompted))
     assert figures["floor"] == pytest.approx(floor)
     # Of two runs, the median of the ratios lies between the ratios of the extremes.
     spread = figures["spread"]
     for ratio, top, bottom in (
         ("pat_over_kd", "pat", ["kd"]),
         ("kd_over_floor", "kd", ["student", "teacher"]),
-        ("pat_over_floor", "pat", ["student", "teacher", "prompted"]),
+        ("pat_over_floor", "pat", ["student", "teacher", *prompted]),
     ):
         low = spread[top][0] / sum(spread[name][1] for name in bottom)
         high = spread[top][1] / sum(spread[name][0] for name in bottom)
         assert low * 0.999 <= figures[ratio] <= high * 1.001
     assert figures["images_per_second"] == pytest.approx(2 / figures["pat"])
     saved = figures["memory_mib"]["saved"]
-    assert saved["student"] > 0 and saved["prompted"] > 0
+    assert set(saved) == {"student", "pat", *prompted} and min(saved.values()) > 0
     # A step keeps what its passes keep, and something of the method's own.
     assert figures["saved_over_floor"] > 1
     peak = figures["memory_mib"]["peak"]
@@ -70,7 +72,6 @@ def test_figures(pair, options, tmp_path):
             "has no teacher, so there is no method",
         ),
         ("pat/missing", (), "does not exist"),
-        ("pat/swin_p-res18_digits", ("--method", "kd"), "--method kd has no prompts"),
         ("pat/swin_p-res18_digits", ("--size", "1", "2", "3"), "one or two numbers, not 3"),
         ("pat/swin_p-res18_digits", ("--method", "patt"), "unknown method 'patt'"),
     ],

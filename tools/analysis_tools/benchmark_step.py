@@ -1,10 +1,10 @@
 """Time a training step and the passes that it cannot do without.
 
 All parts run in turn in one process, so that their ratios hold on a noisy machine. A step is
-forward and backward pass, without the optimizer. The floor of a method with prompts is the sum of
-the student's passes, the plain teacher's, and the prompted teacher's with its backward pass to the
-prompts, each alone. The bare floor leaves out what the prompts themselves cost: they are one number
-a channel there. "library" is the plain teacher with the libraries' own layers.
+forward and backward pass, without the optimizer; "pat" is that of --method. Its floor is the sum of
+the student's passes, the plain teacher's, and with prompts the prompted teacher's with its backward
+pass to the prompts, each alone. The bare floor leaves out what the prompts themselves cost: they
+are one number a channel there. "library" is the plain teacher with the libraries' own layers.
 """
 
 from __future__ import annotations
@@ -48,11 +48,7 @@ def gradient_memory(model: nn.Module) -> float:
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Run all parts in turn; return the seconds of each run, and the memory in MiB.
-
-    Raises:
-        ValueError: If the method has no prompts.
-    """
+    """Run all parts in turn; return the seconds of each run, and the memory in MiB."""
     import torch
     from parts import Parts, default_device, peak_memory, saved_memory, seconds
 
@@ -66,19 +62,16 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
     if torch.device(args.device).type == "cpu":
         disable_malloc_trim()  # as in training
     own, kd = (Parts(args, method, dtype, args.compile) for method in (args.method, "kd"))
-    if Requires.PROMPTS not in own.model.distill.requires:
-        raise ValueError(f"--method {args.method} has no prompts; take pat or another form of it")
     slow = Parts(args, args.method, dtype, args.compile, fast_teacher=False)
-    runs = dict(
-        student=own.student,
-        teacher=own.teacher,
-        library=slow.teacher,
-        prompted=own.prompted(),
-        bare=own.prompted(bare=True),
-        kd=kd.step,
-        pat=own.step,
-    )
-    saved = {name: saved_memory(runs[name], own.model) for name in ("student", "prompted", "pat")}
+    runs = dict(student=own.student, teacher=own.teacher, library=slow.teacher)
+    if Requires.PROMPTS in own.model.distill.requires:
+        runs.update(prompted=own.prompted(), bare=own.prompted(bare=True))
+    runs.update(kd=kd.step, pat=own.step)
+    saved = {
+        name: saved_memory(runs[name], own.model)
+        for name in ("student", "prompted", "pat")
+        if name in runs
+    }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(args.warmup + args.repeats):
         for name, run in runs.items():
@@ -95,7 +88,13 @@ def report(times: dict[str, list[float]], memory: dict[str, Any], args: argparse
 
     mid = {name: median(values) for name, values in times.items()}
     saved = memory["saved"]
-    mid["floor"] = mid["student"] + mid["teacher"] + mid["prompted"]
+    passes = [name for name in ("student", "teacher", "prompted") if name in times]
+    mid["floor"] = sum(mid[name] for name in passes)
+    ratios = dict(pat_over_kd=("pat", "kd"), pat_over_floor=("pat", *passes))
+    if "bare" in times:
+        ratios["pat_over_bare_floor"] = ("pat", "student", "teacher", "bare")
+    ratios["kd_over_floor"] = ("kd", "student", "teacher")
+    ratios["library_over_teacher"] = ("library", "teacher")
 
     def ratio(part: str, *others: str) -> float:
         """The median over the runs in turn, which the noise of the machine hits alike."""
@@ -104,14 +103,10 @@ def report(times: dict[str, list[float]], memory: dict[str, Any], args: argparse
 
     return dict(
         **mid,
-        pat_over_kd=ratio("pat", "kd"),
-        pat_over_floor=ratio("pat", "student", "teacher", "prompted"),
-        pat_over_bare_floor=ratio("pat", "student", "teacher", "bare"),
-        kd_over_floor=ratio("kd", "student", "teacher"),
-        library_over_teacher=ratio("library", "teacher"),
+        **{name: ratio(*parts) for name, parts in ratios.items()},
         images_per_second=args.batch_size / mid["pat"],
         peak_memory_mib=memory["peak"]["pat"],
-        saved_over_floor=saved["pat"] / (saved["student"] + saved["prompted"]),
+        saved_over_floor=saved["pat"] / sum(saved[name] for name in passes if name in saved),
         memory_mib=memory,
         spread={name: [min(values), max(values)] for name, values in times.items()},
         settings={name: value for name, value in vars(args).items() if name != "json"},
@@ -134,14 +129,16 @@ def show(figures: dict) -> None:
             f"{name:>10} {1e3 * figures[name]:10.1f} {1e3 * least:9.1f} {1e3 * most:9.1f}"
             f" {figures['memory_mib']['peak'][name]:9.0f}"
         )
-    print(f"{'floor':>10} {1e3 * figures['floor']:10.1f}   (student + teacher + prompted)")
+    print(
+        f"{'floor':>10} {1e3 * figures['floor']:10.1f}   (student + teacher, and prompted if any)"
+    )
     for name in [name for name in figures if "_over_" in name and "saved" not in name]:
         print(f"{name:>20}: {figures[name]:.3f}")
     memory = figures["memory_mib"]
     print(
         "kept for the backward pass, MiB: "
         + ", ".join(f"{name} {size:.0f}" for name, size in memory["saved"].items())
-        + f" ({figures['saved_over_floor']:.3f} of student + prompted); "
+        + f" ({figures['saved_over_floor']:.3f} of student, and prompted if any); "
         f"gradients of parameters {memory['gradients']:.0f}"
     )
     print(f"images a second: {figures['images_per_second']:.2f}")
