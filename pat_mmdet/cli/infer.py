@@ -156,6 +156,49 @@ def load_checkpoint_model(
     return lambda image: inferencer(image, return_datasamples=True)["predictions"][0], classes
 
 
+def load_onnx_model(path: str) -> tuple[Predict, Sequence[str]]:
+    """Load a network that ``pat-mmdet export`` has written as ONNX.
+
+    Args:
+        path (str): Path of the file.
+
+    Returns:
+        tuple[Predict, Sequence[str]]: The network and the names of its classes.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it was written by something else, or onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ValueError("ONNX files are run by onnxruntime: pip install onnxruntime") from None
+    import torch
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    from pat_mmdet.deploy import OnnxClassifier, OnnxDetector
+
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path!r} does not exist; check the path")
+    metadata = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    if metadata.get("task") == "classification":
+        from mmpretrain.structures import DataSample
+
+        classifier = OnnxClassifier(path)
+        return (
+            lambda image: DataSample().set_pred_score(torch.from_numpy(classifier(image)))
+        ), classifier.classes
+    detector = OnnxDetector(path)
+
+    def detect(image: np.ndarray) -> DetDataSample:
+        boxes, scores, labels = map(torch.from_numpy, detector(image))
+        instances = InstanceData(bboxes=boxes, scores=scores, labels=labels)
+        return DetDataSample(pred_instances=instances)
+
+    return detect, detector.classes
+
+
 def _load_classifier(cfg: Config, checkpoint: str, device: str) -> Predict:
     """Build a classifier with the weights of a checkpoint."""
     from mmpretrain import ImageClassificationInferencer, get_model
