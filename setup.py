@@ -63,7 +63,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["pat_mmdet", "pat_mmdet.*"]),
-    package_data={"pat_mmdet": ["py.typed"]},
+    package_data={"pat_mmdet": ["py.typed", "visualization/*.html"]},
     cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["pat-mmdet = pat_mmdet.cli.main:main"]},
     python_requires=">=3.9",

@@ -1,0 +1,131 @@
+"""Compare a teacher and its students on one page: images, metrics by class, curves.
+
+Example:
+    pat-mmdet compare configs/pat/swin_p-res18_digits.py alone=work_dirs/none PAT=work_dirs/pat
+
+The page is one HTML file that needs nothing else. It begins with the images on which the first
+network (the teacher) is right and the last one wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmengine.config import Config
+
+from pat_mmdet.cli.arguments import add_cfg_options
+from pat_mmdet.utils import (
+    is_distiller,
+    load_config,
+    prepare_environment,
+    student_model,
+    teacher_model,
+)
+from pat_mmdet.utils.config_text import parse_config_text
+from pat_mmdet.utils.errors import clear_errors
+
+if TYPE_CHECKING:
+    from pat_mmdet.visualization import Network
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="config with the test set and, of a distiller, the teacher")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="[NAME=]RUN",
+        help="work dir (its last checkpoint is taken) or checkpoint of a student",
+    )
+    parser.add_argument("--no-teacher", action="store_true", help="leave the teacher out")
+    parser.add_argument(
+        "--num-images",
+        type=int,
+        default=100,
+        help="images in the page: those on which the first and the last network differ most "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("compare.html"), help="default: %(default)s"
+    )
+    add_cfg_options(parser)
+    args = parser.parse_args()
+    if args.num_images < 1:
+        parser.error("--num-images must be at least 1")
+    if args.out.suffix != ".html":
+        parser.error("--out must end with .html")
+    return args
+
+
+def find_teacher(cfg: Config) -> Network:
+    """Return the teacher of a distiller.
+
+    Raises:
+        ValueError: If it has no checkpoint.
+    """
+    from pat_mmdet.visualization import Network
+
+    checkpoint = cfg.model.teacher_checkpoint
+    model = teacher_model(cfg.model.teacher, checkpoint)
+    if checkpoint is None and not model.get("pretrained"):
+        raise ValueError("model.teacher_checkpoint is None; set it, or give --no-teacher")
+    return Network("teacher", model, checkpoint, Path(checkpoint).parent if checkpoint else None)
+
+
+def find_student(run: str, cfg: Config) -> Network:
+    """Return the student of a training.
+
+    Args:
+        run (str): Work dir or checkpoint, with ``NAME=`` before it or not.
+        cfg (Config): Config with the student's model for a checkpoint without a config inside.
+
+    Raises:
+        FileNotFoundError: If there is no such run, or it has no checkpoint.
+        ValueError: If the checkpoint cannot be read.
+    """
+    from pat_mmdet.utils import read_checkpoint
+    from pat_mmdet.visualization import Network
+
+    has_name = "=" in run and not os.path.exists(run)
+    name, _, path = run.partition("=") if has_name else ("", "", run)
+    checkpoint = Path(path)
+    if checkpoint.is_dir():
+        # Only the name counts: the folder may have been moved.
+        last = checkpoint / "last_checkpoint"
+        if not last.is_file():
+            raise FileNotFoundError(f"work dir {path!r} has no checkpoint")
+        checkpoint /= Path(last.read_text(encoding="utf-8").strip()).name
+    text = read_checkpoint(str(checkpoint)).get("meta", {}).get("cfg")
+    model = student_model(parse_config_text(text) if isinstance(text, str) else cfg)
+    name = name or Path(path).stem
+    return Network(name, model, str(checkpoint), checkpoint.parent)
+
+
+def main() -> None:
+    """Compare as the command line says."""
+    args = parse_args()
+    with clear_errors(args.traceback):
+        from pat_mmdet.utils import check_data
+        from pat_mmdet.visualization import compare
+
+        cfg = load_config(args.config, args.cfg_options)
+        check_data(cfg, "test")
+        prepare_environment(cfg, "none")
+        networks = [find_student(run, cfg) for run in args.runs]
+        if is_distiller(cfg) and not args.no_teacher:
+            networks.insert(0, find_teacher(cfg))
+        names = [network.name for network in networks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two networks have the same name in {names}; give NAME=RUN")
+        compare(cfg, networks, args.num_images, args.out, title=Path(args.config).stem)
+    print(f"page: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    main()

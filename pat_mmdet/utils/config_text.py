@@ -1,0 +1,66 @@
+"""Reading the config in a checkpoint as data."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config
+
+_SCOPES = ("mmengine", "mmcv", "mmdet", "mmpretrain", "pat_mmdet")
+
+
+def parse_config_text(text: str) -> Config:
+    """Parse the text of a config, as checkpoints hold it, without running any of it.
+
+    Args:
+        text (str): What ``Config.pretty_text`` gives: assignments of plain values and ``dict(...)``.
+
+    Returns:
+        Config: The config.
+
+    Raises:
+        ValueError: If the text has anything else in it, or a type that MMEngine would import from a
+            package that is not of OpenMMLab.
+    """
+    try:
+        body = ast.parse(text).body
+        values = {statement.targets[0].id: _value(statement.value) for statement in body}  # type: ignore[attr-defined]
+    except (AttributeError, SyntaxError, ValueError):
+        raise ValueError(
+            "the config in the checkpoint has more in it than plain values, and is not run; give "
+            "the path of a config"
+        ) from None
+    for name in _types(values):
+        if "." in name and name.split(".")[0] not in _SCOPES:
+            raise ValueError(
+                f"the config in the checkpoint has type={name!r}, which is not imported; give the "
+                "path of a config, if you trust it"
+            )
+    return Config(values)
+
+
+def _value(node: ast.expr) -> Any:
+    """Evaluate a literal, in which ``dict(...)`` may occur."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        # The text of a dict whose keys are no identifiers is `dict({...})`.
+        pairs = dict(_value(node.args[0])) if node.args else {}
+        return {**pairs, **{keyword.arg: _value(keyword.value) for keyword in node.keywords}}
+    if isinstance(node, ast.Dict):
+        return {_value(key): _value(value) for key, value in zip(node.keys, node.values)}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items = [_value(item) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    return ast.literal_eval(node)
+
+
+def _types(value: Any) -> Iterator[str]:
+    """Yield every ``type`` inside a value."""
+    if isinstance(value, dict):
+        if isinstance(value.get("type"), str):
+            yield value["type"]
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _types(item)
