@@ -1,12 +1,15 @@
 """Write a trained student as weights and a config that plain MMDetection or mmpretrain runs.
 
-The weights of a timm student also load with ``timm.create_model(..., checkpoint_path=...)``.
+The weights of a timm student also load with ``timm.create_model(..., checkpoint_path=...)``. A file
+whose name ends with ``.safetensors`` holds tensors alone; MMDetection's tools read ``.pth``.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import io
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +24,7 @@ from pat_mmdet.utils import (
     is_distiller,
     load_config,
     student_model,
+    write_atomic,
 )
 from pat_mmdet.utils.errors import clear_errors
 
@@ -35,11 +39,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of the config the student was trained with")
     parser.add_argument("checkpoint", help="checkpoint of the training")
-    parser.add_argument("out", help="file for the weights (.pth); the config goes beside it (.py)")
+    parser.add_argument(
+        "out", help="file for the weights (.pth or .safetensors); the config goes beside it (.py)"
+    )
     add_cfg_options(parser)
     args = parser.parse_args()
-    if not args.out.endswith(".pth"):
-        parser.error("OUT must end with .pth")
+    if not args.out.endswith((".pth", ".safetensors")):
+        parser.error("OUT must end with .pth or .safetensors")
     return args
 
 
@@ -182,35 +188,56 @@ def _loads_pretrained(key: str, value: Any) -> bool:
     return key == "pretrained" and bool(value)
 
 
+def _is_plain(value: Any) -> bool:
+    """Return True for text, numbers, and lists of them."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (str, int, float))
+
+
+def save_weights(state: dict, dataset_meta: dict, out: Path) -> None:
+    """Write weights with the names and colours of the classes, as tensors and plain data.
+
+    Args:
+        state (dict): Weights by name.
+        dataset_meta (dict): Meta information of the data set; objects in it are left out.
+        out (Path): A ``.pth`` or ``.safetensors`` file.
+    """
+    import torch
+
+    # What MMDetection's inferencer reads.
+    plain = {
+        key: dataset_meta[key] for key in ("classes", "palette") if _is_plain(dataset_meta.get(key))
+    }
+    if out.suffix == ".safetensors":
+        from safetensors.torch import save
+
+        # Tensors that share memory, as tied weights do, are written one by one.
+        tensors = {key: value.clone().contiguous() for key, value in state.items()}
+        write_atomic(out, save(tensors, metadata=dict(dataset_meta=json.dumps(plain))))
+        return
+    content = io.BytesIO()
+    torch.save(dict(meta=dict(dataset_meta=plain), state_dict=state), content)
+    write_atomic(out, content.getbuffer())
+
+
 def main() -> None:
     """Export as the command line says."""
     args = parse_args()
 
-    import torch
-
     from pat_mmdet.utils import load_weights, read_checkpoint
 
+    out = Path(args.out)
     with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options)
         init_default_scope(cfg.get("default_scope", "mmdet"))
         student = MODELS.build(student_model(cfg))
         load_weights(student, args.checkpoint, allow_unused=("distill.",))
-        meta = read_checkpoint(args.checkpoint).get("meta", {})
-    dataset_meta = meta.get("dataset_meta", dict(classes=cfg.get("classes")))
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        dict(
-            # What MMDetection's inferencer reads.
-            meta=dict(
-                dataset_meta={
-                    key: dataset_meta[key] for key in ("classes", "palette") if key in dataset_meta
-                }
-            ),
-            state_dict=student.state_dict(),
-        ),
-        out,
-    )
+        meta = read_checkpoint(args.checkpoint).get("meta")
+        dataset_meta = meta.get("dataset_meta") if isinstance(meta, dict) else None
+        if not isinstance(dataset_meta, dict):
+            dataset_meta = dict(classes=cfg.get("classes"))
+        save_weights(student.state_dict(), dataset_meta, out)
     plain_config(cfg).dump(out.with_suffix(".py"))
     print(f"weights: {out}\nconfig:  {out.with_suffix('.py')}")
 

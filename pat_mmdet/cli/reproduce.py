@@ -33,6 +33,7 @@ from pat_mmdet.cli.arguments import add_cfg_options, add_traceback
 from pat_mmdet.utils import RunDir, load_config, read_record, write_atomic, write_record
 from pat_mmdet.utils.config import SETTINGS
 from pat_mmdet.utils.errors import clear_errors
+from pat_mmdet.utils.io import is_whole
 from pat_mmdet.utils.paths import CONFIGS, TOOLS
 from pat_mmdet.utils.runs import hardware, lock_folder, num_cores, revision, versions
 from pat_mmdet.utils.tables import Cell, Table, find_table, load_tables
@@ -90,8 +91,10 @@ class Job:
         except BlockingIOError:
             return "skipped, another process is training it"
         if self.run.is_finished():
-            self.lock.close()
-            return "done already"
+            if is_whole(self.run.checkpoint):
+                self.lock.close()
+                return "done already"
+            print(f"[reproduce] {self.title}: {self.run.checkpoint} is damaged", flush=True)
         note = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": shlex.join(self.command),

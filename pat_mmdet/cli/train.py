@@ -49,9 +49,8 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
         FileNotFoundError: If the checkpoint to resume from does not exist.
         ValueError: If it cannot be read, or the rate cannot be scaled.
     """
-    from mmengine.runner import find_latest_checkpoint
-
-    from pat_mmdet.utils import read_checkpoint
+    from pat_mmdet.utils.checkpoint import read_training
+    from pat_mmdet.utils.resume import checkpoint_folder, list_checkpoints
 
     set_work_dir(cfg, args.work_dir)
     if args.method is not None and args.work_dir is None:
@@ -71,15 +70,16 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
                 "auto_scale_lr=dict(base_batch_size=...)"
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        checkpoint = args.resume
-        if checkpoint == "auto":
-            checkpoint = find_latest_checkpoint(cfg.work_dir)
-        if checkpoint is not None:
-            # Read once before anything is built, to fail early.
-            read_checkpoint(checkpoint, allow_objects=False)
-        cfg.resume = checkpoint is not None
-        cfg.load_from = checkpoint
+    if args.resume == "auto":
+        hook = cfg.get("default_hooks", {}).get("checkpoint") or {}
+        folder = checkpoint_folder(cfg.work_dir, hook.get("out_dir"))
+        # SafeCheckpointHook chooses among them. The first start has the weights of the config.
+        cfg.resume = cfg.get("load_from") is None or bool(list_checkpoints(folder))
+        if cfg.resume:
+            cfg.load_from = None
+    elif args.resume is not None:
+        read_training(args.resume)  # once before anything is built, to fail early
+        cfg.resume, cfg.load_from = True, args.resume
 
 
 def main() -> None:

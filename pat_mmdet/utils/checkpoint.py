@@ -17,20 +17,39 @@ from urllib.parse import urlparse
 import torch
 from mmengine.dist import barrier, get_local_rank
 from mmengine.runner.checkpoint import (
+    CheckpointLoader,
     get_external_models,
     get_torchvision_models,
     load_state_dict,
 )
 from torch import nn
 
+from pat_mmdet.utils.io import is_whole
+
 # Weights whose shape depends on the size of the images or windows.
 _RESIZED = ("pos_embed", "relative_position_bias_table", "patch_embed.proj.weight")
 # Names of MMEngine's model zoos, as its `CheckpointLoader` knows them.
 _MODEL_ZOOS = {
     "torchvision://": get_torchvision_models,
+    "modelzoo://": get_torchvision_models,
     "open-mmlab://": get_external_models,
     "openmmlab://": get_external_models,
 }
+# What a checkpoint holds besides weights if a training can go on from it.
+_OF_TRAINING = ("meta", "message_hub", "optimizer")
+
+
+def force_safe_loading() -> None:
+    """Have torch read every file of this process with ``weights_only=True``.
+
+    That holds for older versions of torch too, and for other libraries.
+    """
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+
+
+# Whatever builds a model or a hook of this package imports this module first.
+force_safe_loading()
 
 
 class PickledObject:
@@ -67,9 +86,9 @@ def read_checkpoint(source: str, allow_objects: bool = True) -> dict:
 
     Raises:
         FileNotFoundError: If there is no such file, or it cannot be downloaded.
-        ValueError: If the file is truncated, is no checkpoint, or holds objects that are refused:
-            any if ``allow_objects`` is False, else those of modules that torch blocks (``os``,
-            ``sys``) and those in files of torch before 1.6.
+        ValueError: If the file is truncated or damaged, is no checkpoint, or holds objects that are
+            refused: any if ``allow_objects`` is False, else those of modules that torch blocks
+            (``os``, ``sys``) and those in files of torch before 1.6.
     """
     path = _local_path(source)
     if not os.path.isfile(path):
@@ -98,11 +117,93 @@ def read_checkpoint(source: str, allow_objects: bool = True) -> dict:
             f"truncated or no torch checkpoint ({type(error).__name__}). Remove {path!r} and copy "
             "or download it again, or take an earlier one"
         ) from None
+    if zipfile.is_zipfile(path) and not is_whole(path):
+        raise ValueError(
+            f"checkpoint {source!r} is damaged: its content does not fit its checksums. Remove "
+            f"{path!r} and copy or download it again, or take an earlier one"
+        )
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f"checkpoint {source!r} holds a {type(checkpoint).__name__}, not a dict of weights"
         )
     return checkpoint
+
+
+def read_training(source: str) -> dict:
+    """Read a checkpoint from which a training can go on.
+
+    Args:
+        source (str): Checkpoint, see :func:`read_checkpoint`.
+
+    Returns:
+        dict: Content of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, holds pickled objects, or weights alone.
+    """
+    checkpoint = read_checkpoint(source, allow_objects=False)
+    missing = [key for key in _OF_TRAINING if not isinstance(checkpoint.get(key), dict)]
+    meta = checkpoint.get("meta")
+    if isinstance(meta, dict) and not all(isinstance(meta.get(k), int) for k in ("epoch", "iter")):
+        missing.append("meta.iter")
+    if missing:
+        raise ValueError(
+            f"checkpoint {source!r} cannot be resumed from: it holds weights alone (no "
+            f"{', '.join(missing)}). Resume from a checkpoint that the training wrote at an "
+            "interval; to start a training with these weights, leave out --resume and give "
+            f"--cfg-options load_from={source}"
+        )
+    return checkpoint
+
+
+@CheckpointLoader.register_scheme(prefixes=["", "http://", "https://", *_MODEL_ZOOS], force=True)
+def load_from_weights_only(filename: str, map_location: Any = None) -> dict:
+    """Read a checkpoint for MMEngine: ``load_from``, ``resume`` and every ``init_cfg``.
+
+    Args:
+        filename (str): Checkpoint, see :func:`read_checkpoint`.
+        map_location (Any): Ignored, as the weights are copied into a module anyway.
+
+    Returns:
+        dict: Content of the file on the CPU, without what MMEngine would run: ``Runner.resume``
+        takes ``meta["config"]`` for a config and executes it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, is refused, or has no weights.
+    """
+    checkpoint = read_checkpoint(os.path.expanduser(filename))
+    find_weights(checkpoint, filename)
+    meta = checkpoint.get("meta")
+    if isinstance(meta, dict):
+        meta.pop("config", None)
+    return checkpoint
+
+
+def find_weights(checkpoint: dict, source: str) -> dict:
+    """Return the weights in the content of a checkpoint.
+
+    Args:
+        checkpoint (dict): Content of the file; weights lie under ``state_dict``, ``model`` or at
+            the top level.
+        source (str): Its name in messages.
+
+    Returns:
+        dict: The weights.
+
+    Raises:
+        ValueError: If there is something else in their place.
+    """
+    # Under "model" in the files of timm and of many authors.
+    state = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
+    if not isinstance(state, dict):
+        kind = "pickled " if isinstance(state, PickledObject) else ""
+        raise ValueError(
+            f"checkpoint {source!r} holds a {kind}{type(state).__name__} instead of weights; "
+            "ask for its state_dict"
+        )
+    return state
 
 
 def _reason(error: pickle.UnpicklingError) -> str:
@@ -194,14 +295,7 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
         ValueError: If it cannot be read, or keys are missing or of other shapes; the message
             gives the file, the number of keys and the first names.
     """
-    checkpoint = read_checkpoint(source)
-    # Under "model" in the files of timm and of many authors.
-    state = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
-    if isinstance(state, PickledObject):
-        raise ValueError(
-            f"checkpoint {source!r} holds a pickled {type(state).__name__} instead of weights; "
-            "ask for its state_dict"
-        )
+    state = find_weights(read_checkpoint(source), source)
     own = module.state_dict()
     if any(getattr(state.get(key), "shape", None) != own[key].shape for key in own):
         state = _converted_by_timm(module, state)

@@ -1,13 +1,25 @@
-"""The files that a config is made of, and what each of them sets."""
+"""The files that a config is made of, how they are read, and what each of them sets."""
 
 from __future__ import annotations
 
 import ast
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+import yaml
 from mmengine.config import Config
+from mmengine.fileio import register_handler
+from mmengine.fileio.handlers import YamlHandler
+
+
+@register_handler(["yaml", "yml"])
+class SafeYamlHandler(YamlHandler):
+    """Read YAML in MMEngine, configs too, without the tags that call Python functions."""
+
+    def load_from_fileobj(self, file: IO, **kwargs: Any) -> Any:
+        """Read a file; a tag such as ``!!python/object`` is a ``yaml.YAMLError``."""
+        return super().load_from_fileobj(file, **{"Loader": yaml.SafeLoader, **kwargs})
 
 
 class Override(NamedTuple):

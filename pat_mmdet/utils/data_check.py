@@ -17,15 +17,28 @@ from pat_mmdet.utils.errors import ConfigError
 
 
 def check_data_settings(cfg: Config) -> None:
-    """Check that data sets, heads and evaluators of a config agree.
+    """Check that data sets, heads and evaluators of a config agree, and that no data are pickled.
 
     Raises:
-        ConfigError: If two of them do not; it names both values and where they stand.
+        ConfigError: If two of them do not, with both values and where they stand, or data are.
     """
+    _check_pickles(cfg)
     if "language_model" not in (cfg.get("model") or {}):  # whose classes are words
         _check_classes(cfg)
     for split in SPLITS[1:]:
         _check_annotations(cfg, split)
+
+
+def _check_pickles(cfg: Config) -> None:
+    """Refuse files such as ``proposal_file=*.pkl``: to read them is to run what is in them."""
+    for split in SPLITS:
+        for path, node in data_sets(cfg, split):
+            for key, value in node.items():
+                if isinstance(value, str) and value.endswith((".pkl", ".pickle")):
+                    raise ConfigError(
+                        f"{path}.{key}={value!r} is a pickle, which could run foreign code; "
+                        "convert it to JSON, or take a detector that makes its own proposals"
+                    )
 
 
 def _check_classes(cfg: Config) -> None:

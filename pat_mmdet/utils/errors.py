@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import pickle
 import re
 import sys
 import traceback
@@ -34,7 +36,8 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
     An error that this project raised on purpose is shown as it is. Registries wrap what goes wrong
     while they build; the first error says what it was. What others raise before the first step is
     due to a value of the config as a rule: its first line is shown, and how to see the rest. From
-    the first step on, such errors keep their traceback, but for those about a process that died.
+    the first step on, such errors keep their traceback, but for those about a process that died or
+    a full disk. What torch's safe loading refuses is said without its advice to switch that off.
 
     Args:
         show_traceback (bool): Whether every error keeps its traceback, as ``--traceback`` asks.
@@ -51,13 +54,14 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
         )
         line = next(iter(str(first).strip().splitlines()), "")[:300]
         death = next((_DEATHS[text] for text in _DEATHS if re.search(text, line)), None)
-        if show_traceback or not (own or death or _before_training(error)):
+        known = _full_disk(first) or _refused_objects(first)
+        if show_traceback or not (own or death or known or _before_training(error)):
             raise
-        if own:
-            sys.exit(f"error: {first}")
+        if own or known:
+            sys.exit(f"error: {known or first}")
         if death:
             sys.exit(f"error: {death} ({line}); --resume continues the training")
-        url = f" at {_url(error)!r}" if isinstance(error, URLError) else ""
+        url = f" at {_local_text(error, 'url')!r}" if isinstance(error, URLError) else ""
         sys.exit(f"error: {type(first).__name__}{url}: {line} (--traceback shows where)")
 
 
@@ -67,10 +71,32 @@ def _before_training(error: BaseException) -> bool:
     return not any(file.parts[-2:] == ("runner", "loops.py") for file in files)
 
 
-def _url(error: BaseException) -> str | None:
-    """Return the address that could not be read."""
+def _full_disk(error: BaseException) -> str | None:
+    """Return what to do about an error for want of space; None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    file = repr(error.filename) if error.filename else "a file"
+    return f"no space left to write {file}; free some, then go on with --resume"
+
+
+def _refused_objects(error: BaseException) -> str | None:
+    """Return what torch's safe loading refused; None for other errors."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    found = re.search(r"GLOBAL [\w.]+", str(error))
+    # As timm, mmengine and torch name the file.
+    names = ("checkpoint_path", "filename", "f")
+    source = next(filter(None, (_local_text(error, name) for name in names)), "")
+    return (
+        f"checkpoint {source!r} is refused: it holds pickled Python objects, which could run "
+        f"foreign code{f' ({found.group()})' if found else ''}. Ask for a file with weights alone"
+    )
+
+
+def _local_text(error: BaseException, name: str) -> str | None:
+    """Return the text that a variable has in the outermost function that has one."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        url = frame.f_locals.get("url")
-        if isinstance(url, str):
-            return url
+        value = frame.f_locals.get(name)
+        if isinstance(value, (str, Path)):
+            return str(value)
     return None

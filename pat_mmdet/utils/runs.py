@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -142,6 +143,47 @@ def lock_folder(folder: Path, wait: bool = False) -> IO:
         raise
     except OSError:
         pass  # some file systems of clusters have no locks
+    return lock
+
+
+def lock_training(folder: Path, patience: float = 10) -> IO:
+    """Lock a work dir for the training of this process, until it ends or the file is closed.
+
+    It is not the lock of :func:`lock_folder`, which the parent of a training holds. Processes that
+    are forked, such as workers of data loaders, do not hold it.
+
+    Args:
+        folder (Path): The work dir.
+        patience (float): Seconds to wait for a training that is about to end, as after a kill.
+
+    Returns:
+        IO: The lock.
+
+    Raises:
+        ValueError: If another process trains in the work dir.
+    """
+    lock = open(folder / ".training.lock", "a+")  # noqa: SIM115
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except (BlockingIOError, PermissionError):  # which of them depends on the system
+            if time.monotonic() < give_up:
+                time.sleep(0.2)
+                continue
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            lock.close()
+            raise ValueError(
+                f"work dir {str(folder)!r} is in use: {owner} trains in it. Wait for its end, or "
+                "give another --work-dir"
+            ) from None
+        except OSError:
+            return lock  # some file systems of clusters have no locks
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}\n")
+    lock.flush()
     return lock
 
 

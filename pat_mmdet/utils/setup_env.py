@@ -39,6 +39,7 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
     import torch
 
     from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
+    from pat_mmdet.utils.checkpoint import force_safe_loading
 
     if launcher != "none" and _LAUNCHED[launcher] not in os.environ:
         raise ConfigError(
@@ -48,8 +49,7 @@ def prepare_environment(cfg: Config, launcher: str) -> None:
     if launcher == "pytorch" and sys.platform == "linux":
         _die_with_parent()
     cfg.launcher = launcher
-    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    force_safe_loading()
     if torch.cuda.is_available():
         return
     disable_malloc_trim()

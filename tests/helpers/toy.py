@@ -62,16 +62,28 @@ class Score(BaseMetric):
 
 
 def runner(
-    folder, max_iters=6, name="toy", hook="SafeCheckpointHook", ema=True, epochs=None, **options
+    folder,
+    max_iters=6,
+    name="toy",
+    hook="SafeCheckpointHook",
+    ema=True,
+    epochs=None,
+    seed=7,
+    accumulate=1,
+    workers=0,
+    checkpoint=None,
+    hooks=(),
+    **options,
 ):
     train_cfg = dict(type="ResumableIterBasedTrainLoop", max_iters=max_iters, val_interval=2)
     if epochs is not None:
         train_cfg = dict(type="ResumableEpochBasedTrainLoop", max_epochs=epochs)
-    hooks = [dict(type="EMAHook", momentum=0.1, update_buffers=True)] if ema else []
+    average = [dict(type="EMAHook", momentum=0.1, update_buffers=True)] if ema else []
     loader = dict(
         dataset=Noise(),
         batch_size=2,
-        num_workers=0,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         sampler=dict(type="DefaultSampler", shuffle=True),
     )
     torch.manual_seed(0)
@@ -83,22 +95,27 @@ def runner(
         train_cfg=train_cfg,
         val_cfg=dict(type="ValLoop"),
         val_evaluator=Evaluator(Score()),
-        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9)),
+        optim_wrapper=dict(
+            optimizer=dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=0.01),
+            paramwise_cfg=dict(bias_decay_mult=0.0),
+            accumulative_counts=accumulate,
+        ),
         param_scheduler=[dict(type="MultiStepLR", milestones=[3, 5], by_epoch=False)],
         default_hooks=dict(
             logger=dict(type="LoggerHook", interval=1),
-            checkpoint=dict(
-                type=hook,
-                by_epoch=epochs is not None,
-                interval=2 if epochs is None else 1,
-                save_best="score",
-                rule="greater",
-            ),
+            checkpoint={
+                "type": hook,
+                "by_epoch": epochs is not None,
+                "interval": 2 if epochs is None else 1,
+                "save_best": "score",
+                "rule": "greater",
+                **(checkpoint or {}),
+            },
         ),
-        custom_hooks=hooks,
+        custom_hooks=[*average, *hooks],
         log_processor=dict(by_epoch=epochs is not None),
         default_scope="mmengine",
-        randomness=dict(seed=7),
+        randomness=dict(seed=seed),
         experiment_name=f"{name}_{folder.name}",
         **options,
     )

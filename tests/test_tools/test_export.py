@@ -7,9 +7,12 @@ import torch
 from helpers.tools import ROOT, run_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from safetensors import safe_open
+from torch import nn
 
-from pat_mmdet.cli.export import _find_class, plain_config
+from pat_mmdet.cli.export import _find_class, plain_config, save_weights
 from pat_mmdet.utils import load_config, load_weights, read_checkpoint, student_model
+from pat_mmdet.utils.checkpoint import PickledObject
 
 PAIR = ROOT / "configs/pat/swin_p-res18_digits.py"
 OLD = ROOT / "tests/data/old_pair.py"
@@ -186,3 +189,22 @@ def test_export_of_old_training(old_checkpoint, digits, tmp_path):
         f"test_evaluator.ann_file={digits}/annotations/val.json", cwd=ROOT,
     )  # fmt: skip
     assert "coco/bbox_mAP:" in output
+
+
+@pytest.mark.parametrize("name", ["new/student.pth", "new/student.safetensors"])
+def test_exported_file_is_plain(name, tmp_path):
+    student = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    student[1].weight = student[0].weight  # tied
+    meta = dict(classes=("a", "b"), palette=PickledObject(), other=3)
+    out = tmp_path / name
+    save_weights(student.state_dict(), meta, out)
+    if out.suffix == ".pth":
+        content = torch.load(out, weights_only=True)
+        assert content["meta"] == dict(dataset_meta=dict(classes=("a", "b")))
+    else:
+        with safe_open(out, "pt") as file:
+            assert file.metadata() == dict(dataset_meta='{"classes": ["a", "b"]}')
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    loaded = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    load_weights(loaded, str(out))
+    assert all(map(torch.equal, loaded.state_dict().values(), student.state_dict().values()))

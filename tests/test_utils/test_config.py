@@ -67,6 +67,20 @@ def test_base_with_a_syntax_error_is_named(tmp_path):
         load_config(str(tmp_path / "top.py"))
 
 
+@pytest.mark.parametrize("file", ["top.yaml", "base.yml"])
+def test_python_tags_in_yaml(file, tmp_path):
+    ran = tmp_path / "ran"
+    call = "!!python/object/apply:pathlib.Path"
+    text = f"model: {call}.touch [{call} [{ran}]]"
+    (tmp_path / file).write_text(text + "\n")
+    (tmp_path / "top.py").write_text("_base_ = 'base.yml'\n")
+    path = tmp_path / ("top.py" if file == "base.yml" else file)
+    refusal = r"cannot be read: ConstructorError: .*python/object"
+    with pytest.raises(ConfigError, match=refusal) as error:
+        load_config(str(path))
+    assert not ran.exists() and "\n" not in str(error.value)
+
+
 def test_missing_base_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"top.py' cannot be read: .*gone.py"):
         path = tmp_path / "top.py"

@@ -64,3 +64,9 @@ def test_splits_have_the_same_folders(tmp_path):
     cfg = folders(tmp_path, train=["a", "b"], val=["a", "c"])
     with pytest.raises(ConfigError, match=r"val' has the class folders .*'a', 'c'.*'a', 'b'"):
         check_data(cfg, *SPLITS)
+
+
+@pytest.mark.parametrize("key", ["proposal_file", "ann_file"])
+def test_pickled_data(key):
+    with pytest.raises(ConfigError, match=rf"{key}='made/elsewhere.pkl' is a pickle.* JSON"):
+        load_config(str(ROOT / PAIR), {f"train_dataloader.dataset.{key}": "made/elsewhere.pkl"})

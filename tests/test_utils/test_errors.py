@@ -2,6 +2,8 @@ import importlib.util
 from urllib.error import URLError
 
 import pytest
+import timm
+import torch
 from helpers.detectors import PAIR
 from helpers.tools import ROOT
 from mmengine.registry import MODELS, Registry, init_default_scope
@@ -103,3 +105,25 @@ def test_no_error_no_exit():
     with clear_errors():
         value = 3
     assert value == 3
+
+
+class Foreign:
+    def __reduce__(self):
+        return print, ("foreign code ran",)
+
+
+def test_refused_objects(tmp_path, capsys):
+    """Also by timm, whose own message and torch's tell how to run what is in the file."""
+    path = tmp_path / "foreign.pth"
+    torch.save({"state_dict": {"weight": Foreign()}}, path)
+    name, options = "resnet18", dict(pretrained=False, checkpoint_path=str(path))
+    for load in (
+        lambda: torch.load(path),
+        lambda: timm.create_model(name, **options),
+        lambda: MODELS.build(dict(type="mmpretrain.TimmClassifier", model_name=name, **options)),
+    ):
+        line = ends_with(load)
+        assert line.startswith(f"error: checkpoint {str(path)!r} is refused: it holds pickled")
+        assert "(GLOBAL print)" in line
+        assert "\n" not in line and "weights_only" not in line
+    assert "foreign code ran" not in capsys.readouterr().out

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from mmengine.dist import get_rank
 from mmengine.registry import DATA_SAMPLERS, DATASETS, LOOPS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, get_worker_info
+
+from pat_mmdet.engine.runner.termination import shield_workers
 
 # Separates the seeds of steps from those of samples.
 _STEP, _SAMPLE = 0, 1
@@ -48,8 +51,9 @@ class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
         if self._iter >= self._max_iters:
             return _evaluate_finished(self)
         if self._iter > 0:
+            cfg = dict(self._dataloader_cfg, dataset=self.dataloader.dataset.dataset)
             self.dataloader = training_dataloader(
-                self._dataloader_cfg, first_batch=self._iter, **_seeds(self.runner)
+                cfg, first_batch=self._iter, **_seeds(self.runner)
             )
             self.dataloader_iterator = _ResumedIterator(iter(self.dataloader), self._iter)
         return super().run()
@@ -64,7 +68,7 @@ class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
 class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
     """An ``EpochBasedTrainLoop`` that continues after a resume as if it had not been interrupted.
 
-    It is resumed at the beginning of an epoch.
+    A checkpoint that was saved within an epoch is resumed from there.
 
     Args:
         runner (Runner): The runner.
@@ -73,6 +77,9 @@ class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
     """
 
     def __init__(self, runner: Runner, dataloader: dict, **kwargs: Any) -> None:
+        self._dataloader_cfg = dataloader
+        # Batches of the current epoch that were trained before a resume.
+        self._num_skipped = 0
         loader = training_dataloader(dataloader, endless=False, **_seeds(runner))
         super().__init__(runner, loader, **kwargs)
         if len(self.dataloader) == 0:
@@ -85,23 +92,33 @@ class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
         """Train from the current epoch to the last."""
         if self._epoch >= self._max_epochs:
             return _evaluate_finished(self)
+        if self._iter > 0:
+            # The seed may be that of the checkpoint now.
+            cfg = dict(self._dataloader_cfg, dataset=self.dataloader.dataset.dataset)
+            self.dataloader = training_dataloader(cfg, endless=False, **_seeds(self.runner))
         return super().run()
 
     def run_epoch(self) -> None:
-        """Train for an epoch."""
+        """Train for an epoch, or for the rest of one."""
+        trained = self._iter - self._epoch * len(self.dataloader)
+        # With another number of batches, the epoch begins again.
+        self._num_skipped = trained if 0 < trained <= len(self.dataloader) else 0
         self.dataloader.batch_sampler.first_batch = self._iter
+        self.dataloader.batch_sampler.num_skipped = self._num_skipped
         super().run_epoch()
 
     def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
         """Seed all random generators by the step, then train on a batch."""
         _seed_all((_STEP, self.runner.seed, get_rank(), self._iter))
-        super().run_iter(idx, data_batch)
+        super().run_iter(idx + self._num_skipped, data_batch)
 
 
 def _evaluate_finished(loop: BaseLoop) -> torch.nn.Module:
     """Evaluate a finished training, which may have been stopped in its last evaluation."""
     if loop.runner.val_loop is not None:
+        loop.runner.call_hook("before_train")  # the best checkpoint may have to be saved
         loop.runner.val_loop.run()
+        loop.runner.call_hook("after_train")
     return loop.runner.model
 
 
@@ -176,7 +193,9 @@ def training_dataloader(
         seed=(_SAMPLE, seed, get_rank()),
         first_batch=first_batch,
     )
-    return Runner.build_dataloader(cfg, seed=seed, diff_rank_seed=diff_rank_seed)
+    loader = Runner.build_dataloader(cfg, seed=seed, diff_rank_seed=diff_rank_seed)
+    shield_workers(loader)
+    return loader
 
 
 class _SeededBatchSampler:
@@ -239,10 +258,17 @@ class _SeededBatchSampler:
 
 
 class _SeededEpochBatchSampler(_SeededBatchSampler):
-    """The same for one epoch, whose first batch has the number ``first_batch``."""
+    """The same for one epoch, or for the rest of one.
+
+    Attributes:
+        num_skipped (int): Number of batches before the one with the number ``first_batch``.
+    """
+
+    num_skipped = 0
 
     def __iter__(self) -> Iterator[list[_SeededIndex]]:
-        for number, indices in enumerate(self.batch_sampler, self.first_batch):
+        rest = islice(self.batch_sampler, self.num_skipped, None)
+        for number, indices in enumerate(rest, self.first_batch):
             yield self._seeded(indices, number)
 
 

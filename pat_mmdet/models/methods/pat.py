@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from pat_mmdet.models.layers import (
@@ -407,7 +409,14 @@ class PAT(BaseMethod):
         return dict(self._previous) if resumable else {}
 
     def load_resume_state(self, state: dict[str, Tensor]) -> None:
-        """Restore the feedback on the device of the parameters."""
+        """Restore the feedback on the device of the parameters; say so if there is none."""
+        if self.prompt == "spatial" and self.feedback == "previous":
+            print_log(
+                "prompt='spatial': the feedback of the last batch is not in checkpoints, as it is "
+                "large. It begins with zeros, so this run is close to the unbroken one, not equal",
+                "current",
+                logging.WARNING,
+            )
         device = next(self.parameters()).device
         self._previous = {stage: value.to(device) for stage, value in state.items()}
 

@@ -1,18 +1,26 @@
 """Checkpoints that load safely: what is saved, what is restored, those of earlier versions."""
 
 import copy
+import errno
 import multiprocessing
+import os
+import shutil
+import signal
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers.toy import runner
+from helpers.toy import Score, history, runner
 from mmengine.config import Config
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import BaseModel
 from mmengine.optim import MultiStepLR, OptimWrapper
+from mmengine.registry import HOOKS
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
@@ -21,6 +29,7 @@ from pat_mmdet.models.layers import AdaptiveFeedbackPrompt
 from pat_mmdet.models.methods import KD
 from pat_mmdet.utils import load_weights, read_checkpoint
 from pat_mmdet.utils.checkpoint import PickledObject
+from pat_mmdet.utils.errors import clear_errors
 
 
 def test_checkpoints_are_plain_data(toy, tmp_path):
@@ -51,6 +60,18 @@ def test_method_state_on_resume_only(toy, tmp_path):
     assert load(rank=1, resume=True, load_from=path) == {}, "there was one process only"
 
 
+def run_processes(function, folder):
+    """Run a function of a folder and a rank in two processes."""
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=function, args=(folder, rank)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
 def train_in_process(folder, rank):
     """Two steps, then a resumed run, which writes the state that its method was given."""
     store = f"file://{folder / 'store'}"
@@ -65,14 +86,7 @@ def train_in_process(folder, rank):
 
 
 def test_each_process_gets_its_own_state_back(tmp_path):
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=train_in_process, args=(tmp_path, rank)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
+    run_processes(train_in_process, tmp_path)
     saved = torch.load(tmp_path / "iter_2.pth", weights_only=True)["distill_resume_state"]
     loaded = [torch.load(tmp_path / f"loaded_{rank}.pth", weights_only=True) for rank in (0, 1)]
     assert not torch.equal(saved[0]["last"], saved[1]["last"])
@@ -192,6 +206,304 @@ def test_project_configs_use_the_safe_hook():
     assert cfg.default_hooks.checkpoint.type == "SafeCheckpointHook"
 
 
+# Nothing in a checkpoint is run.
+
+
+RUN = "import pathlib; pathlib.Path({path!r}).touch()"
+
+
+@pytest.fixture
+def crafted(toy, tmp_path):
+    """A checkpoint of plain data that MMEngine's Runner would execute."""
+    checkpoint = torch.load(tmp_path / "iter_6.pth", weights_only=True)
+    checkpoint["meta"]["config"] = RUN.format(path=str(tmp_path / "ran"))
+    torch.save(checkpoint, tmp_path / "iter_6.pth")
+    return tmp_path / "iter_6.pth"
+
+
+@pytest.mark.parametrize("hook", ["SafeCheckpointHook", "CheckpointHook"])
+@pytest.mark.parametrize("by", ["resume", "last_checkpoint"])
+def test_config_in_a_checkpoint_is_not_executed(hook, by, crafted, tmp_path):
+    path = str(crafted) if by == "resume" else None
+    made = runner(tmp_path, name="crafted", resume=True, load_from=path, hook=hook, ema=False)
+    made.optim_wrapper = made.build_optim_wrapper(made.optim_wrapper)
+    made.load_or_resume()
+    assert made.iter == 6 and not (tmp_path / "ran").exists()
+
+
+class Foreign:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return exec, (RUN.format(path=str(self.path)),)
+
+
+@pytest.mark.parametrize("entry", ["load_from", "resume", "last_checkpoint", "init_cfg"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pickled_objects_are_not_run(entry, legacy, toy, tmp_path):
+    path = tmp_path / "iter_6.pth"
+    content = {"state_dict": Foreign(tmp_path / "ran"), "meta": {}}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    options = dict(resume=entry != "load_from")
+    options["load_from"] = None if entry == "last_checkpoint" else str(path)
+    if entry == "init_cfg":
+        model = Prompted(init_cfg=dict(type="Pretrained", checkpoint=str(path)))
+        with pytest.raises(ValueError, match=r"refused|instead of weights"):
+            model.init_weights()
+    elif entry == "last_checkpoint":
+        made = runner(tmp_path, name=entry, **options)
+        made.train()  # from the one before
+        assert made.iter == 6
+    else:
+        with pytest.raises(ValueError, match=r"refused|instead of weights"):
+            runner(tmp_path, name=entry, **options).train()
+    assert not (tmp_path / "ran").exists()
+
+
+# Kills, full disks and copies.
+
+
+def whole(folder):
+    """The checkpoints of a folder; each of them is whole."""
+    for path in folder.glob("*.pth"):
+        read_checkpoint(str(path))
+    return sorted(path.name for path in folder.glob("*.pth"))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def improving(monkeypatch):
+    """Each evaluation is the best so far."""
+
+    def score(self, results):
+        return {"score": float(MessageHub.get_current_instance().get_info("iter"))}
+
+    monkeypatch.setattr(Score, "compute_metrics", score)
+
+
+@pytest.mark.parametrize("epochs", [None, 3])
+@pytest.mark.parametrize("step", ["write", "rename", "remove"])
+def test_kill_in_a_write(step, epochs, tmp_path, restore_scope, improving, monkeypatch):
+    """Killed in the first write, in the second of the resumed run, and so on."""
+
+    def train(folder, name):
+        options = dict(epochs=epochs, ema=False, checkpoint=dict(max_keep_ckpts=1))
+        made = runner(tmp_path / folder, name=name, resume=True, **options)
+        made.train()
+        return made.model.state_dict()
+
+    unbroken = train("unbroken", "unbroken")
+    owner, name = dict(
+        write=(Path, "write_bytes"), rename=(os, "replace"), remove=(LocalBackend, "remove")
+    )[step]
+    original, calls, kills = getattr(owner, name), [], 0
+
+    def kill(*args):
+        if ".pth" in "".join(map(str, args[:2])):
+            calls.append(args)
+            if len(calls) == kills + 1:
+                raise Killed
+        return original(*args)
+
+    monkeypatch.setattr(owner, name, kill)
+    while kills < 20:
+        calls.clear()
+        try:
+            killed = train("killed", f"{step}_{kills}")
+            break
+        except Killed:
+            kills += 1
+            saved = whole(tmp_path / "killed")
+            # Only the first write of all leaves nothing, the one after an evaluation no best.
+            assert len(saved) >= min(kills - 1, 2)
+    assert 1 < kills < 20
+    assert all(torch.equal(killed[key], value) for key, value in unbroken.items())
+    # A kill between the writes of the best and of the last checkpoint leaves an earlier best one.
+    left = whole(tmp_path / "killed")
+    assert set(left) >= set(whole(tmp_path / "unbroken"))
+    assert len([name for name in left if not name.startswith("best")]) == 1
+
+
+def test_leftovers_of_a_kill_are_removed(toy, tmp_path):
+    part = tmp_path / ".iter_8.pth.123.tmp"
+    part.write_bytes(b"half")
+    again = runner(tmp_path, name="again", resume=True)
+    again.train()
+    assert not part.exists() and again.iter == 6
+
+
+def test_full_disk(tmp_path, restore_scope, monkeypatch):
+    write = Path.write_bytes
+
+    def fill(path, content):
+        if "iter_4" in path.name:
+            write(path, content[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop, clear_errors():
+        patch.setattr(Path, "write_bytes", fill)
+        runner(tmp_path, checkpoint=dict(max_keep_ckpts=1)).train()
+    path = str(tmp_path / "iter_4.pth")
+    assert stop.value.code.startswith(f"error: no space left to write {path!r}: free some")
+    assert whole(tmp_path) == ["best_score_iter_2.pth", "iter_2.pth"]
+    again = runner(tmp_path, name="again", checkpoint=dict(max_keep_ckpts=1), resume=True)
+    again.train()
+    assert again.iter == 6 and whole(tmp_path) == ["best_score_iter_2.pth", "iter_6.pth"]
+
+
+def test_copied_work_dir(tmp_path, restore_scope, improving):
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    runner(first, 4, name="first").train()
+    shutil.copytree(first, copy)
+    before = whole(first)
+    assert before == ["best_score_iter_4.pth", "iter_2.pth", "iter_4.pth"]
+    runner(copy, 6, name="copy", resume=True).train()
+    assert whole(first) == before
+    assert whole(copy) == ["best_score_iter_6.pth", "iter_2.pth", "iter_4.pth", "iter_6.pth"]
+
+
+# Checkpoints that do not fit.
+
+
+def test_resume_from_weights_alone(toy, tmp_path):
+    path = str(tmp_path / "best_score_iter_2.pth")
+    with pytest.raises(ValueError, match=r"weights alone.*leave out --resume and give --cfg-opt"):
+        runner(tmp_path, name="best", resume=True, load_from=path).train()
+    runner(tmp_path / "new", 2, name="new", load_from=path).train()
+
+
+def lose_weight(checkpoint):
+    del checkpoint["state_dict"]["linear.weight"]
+
+
+def lose_group(checkpoint):
+    checkpoint["optimizer"]["param_groups"][0]["params"].pop()
+    checkpoint["training_settings"]["model.method.type"] = "KD"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lose_weight,
+            r"1 of \d+ weights are missing .* \(linear.weight, ...\), the same parameters",
+        ),
+        (
+            lose_group,
+            r"other parameters are optimised; changed: model.method.type KD -> not set. G",
+        ),
+    ],
+)
+def test_resume_from_another_model(change, message, toy, tmp_path):
+    path = tmp_path / "iter_4.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=message) as error:
+        runner(tmp_path, name=change.__name__, resume=True, load_from=str(path)).train()
+    assert "\n" not in str(error.value)
+
+
+def test_resume_with_other_settings(tmp_path, restore_scope, capsys):
+    def train(batch_size, **options):
+        cfg = dict(train_dataloader=dict(batch_size=batch_size), optim_wrapper=dict(lr=0.1))
+        made = runner(tmp_path, 2, name=f"batch_{batch_size}", cfg=Config(cfg), **options)
+        made.train()
+
+    train(2)
+    assert "other settings" not in capsys.readouterr().out
+    train(4, resume=True)
+    line = "resumed with other settings: train_dataloader.batch_size 2 -> 4 (learning rates and"
+    assert line in capsys.readouterr().out
+
+
+# SIGTERM.
+
+
+@HOOKS.register_module()
+class Terminate(Hook):
+    """Send SIGTERM to this process at a step, or in the evaluation after it."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, step, where="before_train_iter"):
+        setattr(self, where, lambda runner, *_, **__: self.send(runner, step))
+
+    @staticmethod
+    def send(runner, step):
+        if runner.iter == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "where", "step", "saved"),
+    [
+        (None, "before_train_iter", 2, "iter_3"),
+        (None, "before_train_iter", 3, "iter_4"),
+        (None, "before_val_iter", 4, "iter_4"),
+        (3, "before_train_iter", 0, "epoch_0_iter_1"),
+        (3, "before_train_iter", 4, "epoch_1_iter_5"),
+        (3, "before_train_iter", 5, "epoch_1_iter_6"),
+        (3, "before_val_iter", 6, "epoch_2"),
+    ],
+)
+def test_sigterm_saves(epochs, where, step, saved, tmp_path, restore_scope):
+    before = signal.getsignal(signal.SIGTERM)
+    unbroken = runner(tmp_path / "unbroken", name="unbroken", epochs=epochs)
+    unbroken.train()
+    stopped = runner(
+        tmp_path / "stopped", name="stopped", epochs=epochs,
+        hooks=[dict(type=Terminate, step=step, where=where)],
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        stopped.train()
+    assert stop.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
+    assert (tmp_path / "stopped/last_checkpoint").read_text().endswith(f"/{saved}.pth")
+    resumed = runner(tmp_path / "stopped", name="resumed", epochs=epochs, resume=True)
+    resumed.train()
+    assert resumed.iter == unbroken.iter
+    first, second = (
+        torch.load(f"{made.work_dir}/{'iter_6' if epochs is None else 'epoch_3'}.pth")
+        for made in (unbroken, resumed)
+    )
+    for part in ("state_dict", "ema_state_dict"):
+        assert all(torch.equal(first[part][key], value) for key, value in second[part].items())
+    losses = [history(made, "train/loss").data[0] for made in (unbroken, resumed)]
+    assert np.array_equal(*losses)
+
+
+def stop_in_process(folder, rank):
+    """Two processes get SIGTERM at different steps, then go on."""
+    os.environ["LOCAL_RANK"] = str(rank)
+    store = f"file://{folder / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    for name, hooks in (("stopped", [dict(type=Terminate, step=rank)]), ("resumed", [])):
+        made = runner(
+            folder, 8, name=name, ema=False, hooks=hooks, resume=name == "resumed",
+            cfg=Config(dict(model_wrapper_cfg=dict(device_ids=None))), launcher="pytorch",
+        )  # fmt: skip
+        try:
+            made.train()
+        except SystemExit as stop:
+            (folder / f"stopped_{rank}").write_text(f"{stop.code} {made.iter + 1}")
+    (folder / f"resumed_{rank}").write_text(str(made.iter))
+    torch.distributed.destroy_process_group()
+
+
+def test_sigterm_to_two_processes(tmp_path):
+    run_processes(stop_in_process, tmp_path)
+    stopped = [(tmp_path / f"stopped_{rank}").read_text() for rank in (0, 1)]
+    assert stopped[0] == stopped[1] and stopped[0].startswith("143 ")
+    step = int(stopped[0].split()[1])
+    assert step < 6 and (tmp_path / f"iter_{step}.pth").is_file()
+    assert [(tmp_path / f"resumed_{rank}").read_text() for rank in (0, 1)] == ["8", "8"]
+
+
 # Checkpoints of earlier versions.
 
 
@@ -203,8 +515,8 @@ OPTIMIZERS = {
 
 
 class Prompted(BaseModel):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.distill = KD()
         self.student = nn.Linear(8, 8)
         # With this ratio, β is the only parameter of shape (1,).

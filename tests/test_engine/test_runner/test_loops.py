@@ -20,6 +20,7 @@ from pat_mmdet.engine.runner import (
     training_dataloader,
 )
 from pat_mmdet.engine.runner.loops import _ResumedIterator, _SeededBatchSampler, _SeededDataset
+from pat_mmdet.utils import read_checkpoint
 
 
 class Images(Dataset):
@@ -252,7 +253,8 @@ def test_every_option_of_a_data_loader_is_used():
     assert len(loader.dataset) == 8 and len(loader) == 2
     assert loader.batch_sampler.batch_sampler.drop_last
     assert loader.collate_fn.func is default_collate
-    assert loader.worker_init_fn.func is start and loader.worker_init_fn.keywords == dict(extra=1)
+    (init,) = loader.worker_init_fn.args
+    assert init.func is start and init.keywords == dict(extra=1)
     for name, value in options.items():
         found = getattr(loader, name)
         if name == "multiprocessing_context":
@@ -316,6 +318,27 @@ def test_resumed_training_is_exact(toy, tmp_path):
     assert not torch.equal(
         first["distill_resume_state"][0]["last"], second["distill_resume_state"][0]["last"]
     )
+
+
+@pytest.mark.parametrize("epochs", [None, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resume_with_drawn_seed_and_accumulation(epochs, accumulate, tmp_path, restore_scope):
+    """The checkpoint is from an odd iteration, in the middle of an accumulation."""
+    options = dict(epochs=epochs, accumulate=accumulate, seed=None, ema=False)
+    options["checkpoint"] = dict(interval=1, save_best=None)
+    whole = runner(tmp_path, name="whole", **options)
+    whole.train()
+    checkpoint = str(tmp_path / ("iter_3.pth" if epochs is None else "epoch_1.pth"))
+    saved = read_checkpoint(checkpoint)
+    assert saved["meta"]["iter"] == 3 and ("accumulated_gradients" in saved) == (accumulate == 2)
+    resumed = runner(tmp_path, name="resumed", resume=True, load_from=checkpoint, **options)
+    assert resumed.seed != whole.seed
+    resumed.train()
+    assert resumed.seed == whole.seed
+    read = resumed.train_dataloader.dataset.read
+    assert read == whole.train_dataloader.dataset.read[-len(read) :]
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize("epochs", [None, 3])
