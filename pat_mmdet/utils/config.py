@@ -56,8 +56,7 @@ def load_config(
             setting that is not known.
     """
     # Not above, as `--help` does not wait for torch.
-    from pat_mmdet.utils.config_check import check_keys
-    from pat_mmdet.utils.data_check import check_data_settings
+    from pat_mmdet.utils.config_check import check_options
     from pat_mmdet.utils.data_settings import KEYS, spread
 
     cfg = CachedConfig.from_config(_read(find_config(path)))
@@ -65,6 +64,12 @@ def load_config(
     if options.get("settings", settings) != (settings or options.get("settings")):
         raise ConfigError(
             f"--settings {settings} and settings={options['settings']!r} in --cfg-options differ"
+        )
+    given = settings or options.get("settings")
+    if given == "published" and not cfg.get("published"):
+        raise ConfigError(
+            "settings='published' has no effect: the config holds no published settings; leave it "
+            "out"
         )
     cfg.settings = settings or options.pop("settings", None) or cfg.get("settings", "equal")
     if cfg.settings not in SETTINGS:
@@ -76,6 +81,7 @@ def load_config(
     if "input_size" in cfg.get("model", {}) and "model.method.input_size" in options:
         # Where it stood in earlier versions.
         options.setdefault("model.input_size", options.pop("model.method.input_size"))
+    check_options(options)
     before = {key: cfg.get(key) for key in KEYS}
     every = {**method_options, **options}
     # Options of the method belong to the one that is put in place, all others to the config.
@@ -86,9 +92,7 @@ def load_config(
         apply_method(cfg, method)
     if for_method and "method" in cfg.get("model", {}):
         _merge(cfg, for_method)
-    check_keys(cfg)
-    _check_input_size(cfg)
-    check_data_settings(cfg)
+    _check_all(cfg)
     return cfg
 
 
@@ -108,9 +112,8 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: If the tools would have changed it or refused it.
     """
-    from pat_mmdet.utils.config_check import check_keys
     from pat_mmdet.utils.config_parts import SPLITS
-    from pat_mmdet.utils.data_check import check_class_folders, check_data_settings
+    from pat_mmdet.utils.data_check import check_class_folders
     from pat_mmdet.utils.data_settings import KEYS, pending
 
     remedy = (
@@ -128,9 +131,23 @@ def check_config(cfg: Config) -> None:
     options = _options_of_method(cfg, None)
     if options:
         raise ConfigError(f"MMEngine does not apply the method's options {options}; {remedy}")
-    check_keys(cfg)
-    check_data_settings(cfg)
+    _check_all(cfg)
     check_class_folders(cfg, *SPLITS)
+
+
+def _check_all(cfg: Config) -> None:
+    """Check the keys and values of a config, and that they agree.
+
+    Raises:
+        ConfigError: If they do not.
+    """
+    from pat_mmdet.utils.config_check import check_arguments
+    from pat_mmdet.utils.data_check import check_data_settings
+    from pat_mmdet.utils.run_check import check_run
+
+    check_arguments(cfg)
+    check_run(cfg)
+    check_data_settings(cfg)
 
 
 def _read(path: Path) -> Config:
@@ -164,21 +181,6 @@ def _check_syntax(path: Path) -> None:
         raise ConfigError(f"config {str(path)!r}, line {error.lineno}: {error.msg}") from None
     for base in base_files(str(path)):
         _check_syntax(Path(base))
-
-
-def _check_input_size(cfg: Config) -> None:
-    """Check that the input size of a distiller is a pair of numbers.
-
-    Raises:
-        ConfigError: If it is anything else.
-    """
-    size = cfg.model.get("input_size") if is_distiller(cfg) else None
-    pair = isinstance(size, (list, tuple)) and len(size) == 2
-    if size is not None and not (pair and all(isinstance(side, int) and side > 0 for side in size)):
-        raise ConfigError(
-            f"model.input_size={size!r}; give the (height, width) of the training images, for "
-            "example (800, 1216) for COCO"
-        )
 
 
 def _merge(cfg: Config, options: Mapping[str, Any]) -> None:

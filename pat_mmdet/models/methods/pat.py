@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -17,8 +18,13 @@ from pat_mmdet.models.losses import HierarchicalContextLoss, kd_loss
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
-
-_FEEDBACKS = ("previous", "current", "none")
+from pat_mmdet.utils.argument_types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+)
 
 
 @METHODS.register_module()
@@ -54,31 +60,22 @@ class PAT(BaseMethod):
         fd_weight (float): Weight of ``loss_fd``.
         reg_weight (float): Weight of ``loss_reg``; with 0 as well no logits are read.
         temperature (float): Temperature of both KL terms.
-
-    Raises:
-        ValueError: If an option is unknown or out of range.
     """
 
     def __init__(
         self,
-        prompt: str = "channel",
-        feedback: str = "previous",
-        afp_stages: Sequence[int] | None = None,
-        prompted_share: float = 1.0,
-        raa_grid: int = 5,
-        raa_dim: int = 64,
-        kd_weight: float = 1.0,
-        fd_weight: float = 1.0,
-        reg_weight: float = 1.0,
-        temperature: float = 1.0,
+        prompt: Literal["channel", "spatial"] = "channel",
+        feedback: Literal["previous", "current", "none"] = "previous",
+        afp_stages: Sequence[NonNegativeInt] | None = None,
+        prompted_share: PositiveFraction = 1.0,
+        raa_grid: PositiveInt = 5,
+        raa_dim: PositiveInt = 64,
+        kd_weight: NonNegativeFloat = 1.0,
+        fd_weight: NonNegativeFloat = 1.0,
+        reg_weight: NonNegativeFloat = 1.0,
+        temperature: PositiveFloat = 1.0,
     ) -> None:
         super().__init__()
-        if feedback not in _FEEDBACKS:
-            raise ValueError(f"unknown feedback {feedback!r}; known: {', '.join(_FEEDBACKS)}")
-        if raa_grid < 1 or raa_dim < 1:
-            raise ValueError(f"raa_grid={raa_grid} and raa_dim={raa_dim}: give 1 or more of each")
-        if not 0 < prompted_share <= 1:
-            raise ValueError(f"prompted_share={prompted_share} is not above 0 and at most 1")
         self.prompt = prompt
         self.feedback = feedback
         self.afp_stages = afp_stages
