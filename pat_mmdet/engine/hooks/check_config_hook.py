@@ -40,6 +40,6 @@ class CheckConfigHook(Hook):
             dataset = dataset.dataset
         if num_data is not None and num_data != len(dataset):
             raise ConfigError(
-                f"model.method.num_data={num_data} but there are {len(dataset)} training images; set "
-                "it to their number"
+                f"model.method.num_data={num_data} but there are {len(dataset)} training images; "
+                "set it to their number"
             )
