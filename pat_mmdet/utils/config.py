@@ -56,10 +56,13 @@ def load_config(
             setting that is not known.
     """
     # Not above, as `--help` does not wait for torch.
-    from pat_mmdet.utils.config_check import check_options
+    from pat_mmdet.utils.config_check import check_arguments, check_options, check_sections
+    from pat_mmdet.utils.data_check import check_data_settings
     from pat_mmdet.utils.data_settings import KEYS, spread
+    from pat_mmdet.utils.run_check import check_run
 
     cfg = CachedConfig.from_config(_read(find_config(path)))
+    check_sections(cfg)
     options = dict(options or {})
     if options.get("settings", settings) != (settings or options.get("settings")):
         raise ConfigError(
@@ -87,12 +90,15 @@ def load_config(
     # Options of the method belong to the one that is put in place, all others to the config.
     for_method = {key: every[key] for key in every if key.startswith("model.method.")}
     _merge(cfg, {key: every[key] for key in every if key not in for_method})
+    check_arguments(cfg)
     spread(cfg, options, before)
     if method is not None:
         apply_method(cfg, method)
     if for_method and "method" in cfg.get("model", {}):
         _merge(cfg, for_method)
-    _check_all(cfg)
+    check_arguments(cfg)  # what the method's options and the settings have changed
+    check_run(cfg)
+    check_data_settings(cfg)
     return cfg
 
 
@@ -112,16 +118,20 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: If the tools would have changed it or refused it.
     """
+    from pat_mmdet.utils.config_check import check_arguments, check_sections
     from pat_mmdet.utils.config_parts import SPLITS
-    from pat_mmdet.utils.data_check import check_class_folders
+    from pat_mmdet.utils.data_check import check_class_folders, check_data_settings
     from pat_mmdet.utils.data_settings import KEYS, pending
+    from pat_mmdet.utils.run_check import check_run
 
     remedy = (
         "run it by the tools of pat_mmdet, write the values in their places, or make a plain "
         "config of it: tools/misc/print_config.py CONFIG --save-path plain.py"
     )
     cfg = deepcopy(cfg)
+    check_sections(cfg)
     expand_teacher(cfg)
+    check_arguments(cfg)
     for key in KEYS:
         for change in pending(cfg, key):
             raise ConfigError(
@@ -131,23 +141,9 @@ def check_config(cfg: Config) -> None:
     options = _options_of_method(cfg, None)
     if options:
         raise ConfigError(f"MMEngine does not apply the method's options {options}; {remedy}")
-    _check_all(cfg)
-    check_class_folders(cfg, *SPLITS)
-
-
-def _check_all(cfg: Config) -> None:
-    """Check the keys and values of a config, and that they agree.
-
-    Raises:
-        ConfigError: If they do not.
-    """
-    from pat_mmdet.utils.config_check import check_arguments
-    from pat_mmdet.utils.data_check import check_data_settings
-    from pat_mmdet.utils.run_check import check_run
-
-    check_arguments(cfg)
     check_run(cfg)
     check_data_settings(cfg)
+    check_class_folders(cfg, *SPLITS)
 
 
 def _read(path: Path) -> Config:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from pat_mmdet.utils.config_tables import (
     SECTIONS,
     TOP_KEYS,
     TOP_REGISTRIES,
+    TOP_TYPES,
     UNTYPED,
     USUAL_VARIABLES,
 )
@@ -88,19 +89,40 @@ def check_arguments(cfg: Mapping[str, Any]) -> None:
             required argument is missing, or a value has the wrong type or is out of its range.
     """
     _check_top_keys(cfg)
-    sections = {key: value for key, value in cfg.items() if key in TOP_KEYS}
-    runner = accepted_arguments(Runner).arguments
-    for key in set(sections) & set(runner):
-        allowed = runner[key].refuses(sections[key])
-        if allowed:
-            raise ConfigError(f"{key}={_short(sections[key])}: give {allowed}")
+    check_sections(cfg)
     scope = cfg.get("default_scope") or "mmengine"
     # In configs of other projects, classes may be missing that were not asked for.
     complete = has_config_check(cfg)
-    for key, value in sections.items():
+    for key, value in cfg.items():
+        if key not in TOP_KEYS:
+            continue  # a variable, or a part that another package reads
         _check_finite(key, value)
         for part in _parts(key, value, scope, TOP_REGISTRIES.get(key)):
             _check_part(part, complete)
+
+
+def check_sections(cfg: Mapping) -> None:
+    """Check the types of what stands at the top of a config, and of the parts of a distiller.
+
+    Raises:
+        ConfigError: If one is wrong.
+    """
+    arguments = dict(accepted_arguments(Runner).arguments)
+    arguments.update((key, Argument(hint)) for key, hint in TOP_TYPES.items())
+    for key in set(arguments) & set(cfg):
+        allowed = arguments[key].refuses(cfg[key])
+        if allowed:
+            raise ConfigError(f"{key}={_short(cfg[key])}: give {allowed}")
+    model = cfg.get("model") or {}
+    if "student" in model and "teacher" in model:
+        for key in ("student", "method"):
+            part = model.get(key)
+            if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+                raise ConfigError(f"model.{key}={_short(part)}: give a dict with a type")
+        if not isinstance(model["teacher"], (str, Mapping)):
+            raise ConfigError(
+                f"model.teacher={_short(model['teacher'])}: give a dict, or the path of a config"
+            )
 
 
 def _check_top_keys(cfg: Mapping) -> None:
@@ -198,8 +220,10 @@ def _check_part(part: _Part, complete: bool) -> None:
                 f"{path}.type={name!r}: there is no {registry} of this name in {scope}; if it is "
                 "yours, import its module by custom_imports"
             )
+    elif callable(name):
+        found = [("", name)]
     else:
-        found = [("", name)] if callable(name) else []
+        raise ConfigError(f"{path}.type={name!r}: give the name of a class")
     problems = []
     for item, target in found:
         accepted = accepted_arguments(target)
@@ -232,6 +256,12 @@ def _check_section(path: str, node: Mapping, types: Mapping, others: bool = Fals
     _raise_if(_problem(path, node, path.rpartition(".")[2], "", accepted))
 
 
+def _is_misspelt(key: str, known: Collection[str]) -> bool:
+    """Return True if a key is nearly a known one, and not one with a word more."""
+    near = get_close_matches(key, known, 1, cutoff=0.8)
+    return bool(near) and not key.endswith(f"_{near[0]}") and not key.startswith(f"{near[0]}_")
+
+
 def _raise_if(problem: str | None) -> None:
     if problem:
         raise ConfigError(problem)
@@ -251,15 +281,16 @@ def _problem(path: str, node: Mapping, owner: str, registry: str, accepted: Acce
     known = set(arguments) | EVERYWHERE | BUILDER_KEYS.get(registry, set())
     unknown = [key for key in node if key not in known]
     if accepted.others != "refused":
-        unknown = [key for key in unknown if get_close_matches(str(key), known, 1, cutoff=0.85)]
+        unknown = [key for key in unknown if _is_misspelt(str(key), known)]
     for key in unknown:
         near = get_close_matches(str(key), known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(arguments))}"
         return f"{path}.{key}: {owner} has no argument {key!r}; {hint}"
-    if registry in GIVEN_BY_BUILDER:
-        for key, argument in arguments.items():
-            if argument.required and key not in node and key not in GIVEN_BY_BUILDER[registry]:
-                return f"{path}: {owner} needs the argument {key!r}; set {path}.{key}"
+    given = GIVEN_BY_BUILDER.get(registry)
+    for key, argument in arguments.items():
+        wanted = argument.required and key not in node and (argument.exact or given is not None)
+        if wanted and key not in (given or ()):
+            return f"{path}: {owner} needs the argument {key!r}; set {path}.{key}"
     ranges = RANGES.get(registry, {})
     for key, value in node.items():
         argument = arguments.get(key, Argument())
@@ -277,7 +308,13 @@ def _short(value: Any) -> str:
 
 
 def _parts(path: str, value: Any, scope: str, registry: str | None) -> Iterator[_Part]:
-    """Yield the dicts inside a value, from the outside in."""
+    """Yield the dicts inside a value, from the outside in.
+
+    Raises:
+        ConfigError: If a number or a string stands where an object is meant.
+    """
+    if registry is not None and isinstance(value, (bool, int, float, str)):
+        raise ConfigError(f"{path}={_short(value)}: give a dict with a type")
     if isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             yield from _parts(f"{path}.{index}", item, scope, registry)
@@ -287,7 +324,7 @@ def _parts(path: str, value: Any, scope: str, registry: str | None) -> Iterator[
         if value.get("type") in FOREIGN or path.endswith("paramwise_cfg"):
             return
         for key, item in value.items():
-            inner = REGISTRY_OF_KEY.get(key)
+            inner = REGISTRY_OF_KEY.get(f"{path}.{key}", REGISTRY_OF_KEY.get(key))
             if path == "default_hooks":
                 inner = registry
             yield from _parts(f"{path}.{key}", item, scope, inner)

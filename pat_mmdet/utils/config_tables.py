@@ -73,11 +73,11 @@ TOP_KEYS = {
     "vis_backends",
 } - {"self"}
 USUAL_VARIABLES = {"test_pipeline", "train_pipeline", "val_pipeline"}
-# The registry of a dict by its key; elsewhere a type is looked up in all of them.
+# The registry of a dict by its key or path; elsewhere a type is looked up in all of them.
 REGISTRY_OF_KEY = {
     "data_preprocessor": "model",
     "dataset": "dataset",
-    "method": "method",
+    "model.method": "method",
     "optim_wrapper": "optim_wrapper",
     "optimizer": "optimizer",
     "param_scheduler": "parameter scheduler",
@@ -112,7 +112,7 @@ _Side = Union[PositiveFloat, Sequence[PositiveFloat]]
 _Fractions = Union[Fraction, Sequence[Fraction]]
 _DETECTION_SETTINGS: dict[str, Any] = {
     "allowed_border": int,
-    "assigner": object,
+    "assigner": dict,
     "debug": bool,
     "iou_threshold": Fraction,
     "mask_size": object,
@@ -120,14 +120,14 @@ _DETECTION_SETTINGS: dict[str, Any] = {
     "max_per_image": int,
     "max_per_img": int,
     "min_bbox_size": NonNegativeFloat,
-    "nms": object,
+    "nms": Optional[dict],
     "nms_pre": int,
     "pos_weight": float,
-    "rcnn": object,
-    "rpn": object,
-    "rpn_proposal": object,
-    "sampler": object,
-    "score_thr": object,
+    "rcnn": Union[dict, Sequence[dict], None],
+    "rpn": Union[dict, Sequence[dict], None],
+    "rpn_proposal": dict,
+    "sampler": dict,
+    "score_thr": Fraction,
 }
 # Dicts without a class, by their key: what they take.
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -141,6 +141,20 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "type": Literal["norm", "value"],
     },
     "data_prefix": {"img": str, "img_path": str, "seg": str},
+    "default_hooks": dict.fromkeys(
+        (
+            "checkpoint",
+            "config_check",
+            "logger",
+            "param_scheduler",
+            "runtime_info",
+            "sampler_seed",
+            "timer",
+            "visualization",
+        ),
+        Optional[dict],
+    ),
+    "dist_cfg": {"backend": str},
     "env_cfg": {
         "cudnn_benchmark": bool,
         "dist_cfg": dict,
@@ -153,11 +167,13 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "mp_start_method": Literal["fork", "spawn", "forkserver"],
         "opencv_num_threads": NonNegativeInt,
     },
+    "nms": {"iou_threshold": Fraction, "type": str},
     "randomness": {
         "deterministic": bool,
         "diff_rank_seed": bool,
         "seed": Optional[NonNegativeInt],
     },
+    "roi_layer": {"output_size": Union[int, Sequence[int]], "sampling_ratio": int, "type": str},
     **dict.fromkeys(("rcnn", "rpn", "rpn_proposal", "test_cfg", "train_cfg"), _DETECTION_SETTINGS),
 }
 # Of the default constructor of optimizer wrappers.
@@ -175,13 +191,26 @@ PARAMWISE: dict[str, Any] = {
 # In these other keys are legal too, unless they are nearly one of those above.
 OPEN_SECTIONS = {
     "data_prefix",
+    "default_hooks",
+    "dist_cfg",
     "filter_cfg",
     "metainfo",
+    "nms",
     "rcnn",
     "rpn",
+    "roi_layer",
     "rpn_proposal",
     "test_cfg",
     "train_cfg",
+}
+# Keys of the top level beside the Runner's arguments.
+TOP_TYPES: dict[str, Any] = {
+    "classes": Union[str, Sequence[str]],
+    "custom_imports": Optional[dict],
+    "data_root": Optional[str],
+    "method_options": Optional[dict],
+    "published": Optional[dict],
+    "settings": str,
 }
 # In place of the types in signatures, by registry and argument.
 RANGES: dict[str, dict[str, Any]] = {
@@ -196,8 +225,14 @@ RANGES: dict[str, dict[str, Any]] = {
         "begin_iter": NonNegativeInt,
         "interval": PositiveInt,
         "momentum": Fraction,
+        "priority": Union[int, str],
     },
-    "dataset": {"pipeline": Sequence[dict]},
+    "dataset": {
+        "ann_file": Union[str, Sequence[str]],
+        "data_root": Optional[str],
+        "metainfo": Optional[dict],
+        "pipeline": Sequence[dict],
+    },
     "log_processor": {"window_size": PositiveInt},
     "loop": {
         "max_epochs": PositiveInt,
@@ -205,18 +240,29 @@ RANGES: dict[str, dict[str, Any]] = {
         "val_begin": PositiveInt,
         "val_interval": PositiveInt,
     },
-    "metric": {"topk": Union[PositiveInt, Sequence[PositiveInt]]},
+    "metric": {
+        "ann_file": Optional[str],
+        "topk": Union[PositiveInt, Sequence[PositiveInt]],
+    },
     "model": {
+        "base_channels": PositiveInt,
+        "depth": Union[PositiveInt, str],
         "in_channels": Union[PositiveInt, Sequence[PositiveInt]],
+        "label_smooth_val": Fraction,
         "loss_weight": NonNegativeFloat,
         "num_classes": PositiveInt,
         "num_outs": PositiveInt,
         "out_channels": Union[PositiveInt, Sequence[PositiveInt]],
+        "requires_grad": bool,
         "std": Sequence[PositiveFloat],
+        "stem_channels": Optional[PositiveInt],
     },
     "optim_wrapper": {
         "accumulative_counts": PositiveInt,
+        "clip_grad": Optional[dict],
         "loss_scale": Union[PositiveFloat, Literal["dynamic"], dict],
+        "optimizer": dict,
+        "paramwise_cfg": Optional[dict],
     },
     "optimizer": {
         "betas": Sequence[Fraction],
@@ -228,6 +274,7 @@ RANGES: dict[str, dict[str, Any]] = {
     "parameter scheduler": {
         "T_max": PositiveInt,
         "begin": NonNegativeInt,
+        "convert_to_iter_based": bool,
         "end": PositiveInt,
         "end_factor": Fraction,
         "eta_min": NonNegativeFloat,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Optional, Union
 
@@ -42,7 +42,13 @@ def _type_of(default: Any) -> Any:
         return bool
     if isinstance(default, str):
         return Union[str, dict]  # a preset, or its values
-    return Optional[float] if isinstance(default, (int, float)) else object
+    if isinstance(default, (int, float)):
+        return Optional[float]
+    if isinstance(default, dict):
+        return Optional[dict]
+    if isinstance(default, (list, tuple)) and default and _type_of(default[0]) == Optional[float]:
+        return Union[float, Sequence[Optional[float]], None]
+    return object
 
 
 class Accepted(NamedTuple):
