@@ -6,6 +6,7 @@ from mmengine.registry import Registry
 from torch import nn
 
 from pat_mmdet.structures import Requires
+from pat_mmdet.utils.signatures import accepted_arguments
 
 METHODS = Registry("method", scope="pat_mmdet", locations=["pat_mmdet.models.methods"])
 
@@ -22,7 +23,8 @@ def build_method(cfg: dict) -> nn.Module:
 
     Raises:
         TypeError: If what it requires is not told by :class:`Requires`.
-        ValueError: If the name is unknown; the known ones are listed.
+        ValueError: If the name is unknown, the known ones are listed; or an argument has a wrong
+            type or is out of its range.
     """
     name = cfg.get("type")
     if name not in METHODS:
@@ -32,6 +34,10 @@ def build_method(cfg: dict) -> nn.Module:
             "Set model.method.type to one of them"
         )
     # The scope is named because the search would otherwise begin in mmdet's registries.
+    for key, argument in accepted_arguments(METHODS.get(name)).arguments.items():
+        allowed = argument.refuses(cfg[key]) if key in cfg else None
+        if allowed:
+            raise ValueError(f"model.method.{key}={cfg[key]!r}: {name} takes {allowed}")
     method = METHODS.build({**cfg, "_scope_": "pat_mmdet"})
     if not isinstance(method.requires, Requires):
         raise TypeError(

@@ -11,7 +11,15 @@ PACKAGE = Path(pat_mmdet.__file__).parent
 # From the bottom to the top; a module belongs to the longest name that it begins with, and imports
 # modules of its own layer or of lower ones.
 LAYERS = (
-    ("version", "structures", "utils.version_check", "utils.paths", "utils.errors"),
+    (
+        "version",
+        "structures",
+        "utils.version_check",
+        "utils.paths",
+        "utils.errors",
+        "utils.argument_types",
+        "utils.signatures",
+    ),
     ("registry", "models.losses", "models.acceleration"),
     ("models.layers", "utils"),
     ("models.backbones", "models.task_modules", "models.methods"),

@@ -56,15 +56,23 @@ def load_config(
             setting that is not known.
     """
     # Not above, as `--help` does not wait for torch.
-    from pat_mmdet.utils.config_check import check_keys
+    from pat_mmdet.utils.config_check import check_arguments, check_options, check_sections
     from pat_mmdet.utils.data_check import check_data_settings
     from pat_mmdet.utils.data_settings import KEYS, spread
+    from pat_mmdet.utils.run_check import check_run
 
     cfg = CachedConfig.from_config(_read(find_config(path)))
+    check_sections(cfg)
     options = dict(options or {})
     if options.get("settings", settings) != (settings or options.get("settings")):
         raise ConfigError(
             f"--settings {settings} and settings={options['settings']!r} in --cfg-options differ"
+        )
+    given = settings or options.get("settings")
+    if given == "published" and not cfg.get("published"):
+        raise ConfigError(
+            "settings='published' has no effect: the config holds no published settings; leave it "
+            "out"
         )
     cfg.settings = settings or options.pop("settings", None) or cfg.get("settings", "equal")
     if cfg.settings not in SETTINGS:
@@ -76,18 +84,20 @@ def load_config(
     if "input_size" in cfg.get("model", {}) and "model.method.input_size" in options:
         # Where it stood in earlier versions.
         options.setdefault("model.input_size", options.pop("model.method.input_size"))
+    check_options(options)
     before = {key: cfg.get(key) for key in KEYS}
     every = {**method_options, **options}
     # Options of the method belong to the one that is put in place, all others to the config.
     for_method = {key: every[key] for key in every if key.startswith("model.method.")}
     _merge(cfg, {key: every[key] for key in every if key not in for_method})
+    check_arguments(cfg)
     spread(cfg, options, before)
     if method is not None:
         apply_method(cfg, method)
     if for_method and "method" in cfg.get("model", {}):
         _merge(cfg, for_method)
-    check_keys(cfg)
-    _check_input_size(cfg)
+    check_arguments(cfg)  # what the method's options and the settings have changed
+    check_run(cfg)
     check_data_settings(cfg)
     return cfg
 
@@ -108,17 +118,20 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: If the tools would have changed it or refused it.
     """
-    from pat_mmdet.utils.config_check import check_keys
+    from pat_mmdet.utils.config_check import check_arguments, check_sections
     from pat_mmdet.utils.config_parts import SPLITS
     from pat_mmdet.utils.data_check import check_class_folders, check_data_settings
     from pat_mmdet.utils.data_settings import KEYS, pending
+    from pat_mmdet.utils.run_check import check_run
 
     remedy = (
         "run it by the tools of pat_mmdet, write the values in their places, or make a plain "
         "config of it: tools/misc/print_config.py CONFIG --save-path plain.py"
     )
     cfg = deepcopy(cfg)
+    check_sections(cfg)
     expand_teacher(cfg)
+    check_arguments(cfg)
     for key in KEYS:
         for change in pending(cfg, key):
             raise ConfigError(
@@ -128,7 +141,7 @@ def check_config(cfg: Config) -> None:
     options = _options_of_method(cfg, None)
     if options:
         raise ConfigError(f"MMEngine does not apply the method's options {options}; {remedy}")
-    check_keys(cfg)
+    check_run(cfg)
     check_data_settings(cfg)
     check_class_folders(cfg, *SPLITS)
 
@@ -164,21 +177,6 @@ def _check_syntax(path: Path) -> None:
         raise ConfigError(f"config {str(path)!r}, line {error.lineno}: {error.msg}") from None
     for base in base_files(str(path)):
         _check_syntax(Path(base))
-
-
-def _check_input_size(cfg: Config) -> None:
-    """Check that the input size of a distiller is a pair of numbers.
-
-    Raises:
-        ConfigError: If it is anything else.
-    """
-    size = cfg.model.get("input_size") if is_distiller(cfg) else None
-    pair = isinstance(size, (list, tuple)) and len(size) == 2
-    if size is not None and not (pair and all(isinstance(side, int) and side > 0 for side in size)):
-        raise ConfigError(
-            f"model.input_size={size!r}; give the (height, width) of the training images, for "
-            "example (800, 1216) for COCO"
-        )
 
 
 def _merge(cfg: Config, options: Mapping[str, Any]) -> None:

@@ -1,18 +1,16 @@
-"""Check the keys and type names of a config against the classes that they are for.
+"""Check keys, types and values of a config against the classes that they are for.
 
-A misspelt key is found before anything is built, and named together with the key that was meant.
-What a class takes is read from the signature of its ``__init__``; where that hands its ``**kwargs``
-on to the parent, from the parent's as well. Where a class does anything else with them, other keys
-are refused only if they are nearly one of its own.
+What a class takes is read from its signature, see :mod:`pat_mmdet.utils.signatures`: names of
+arguments, their types, and ranges that are declared there, see
+:mod:`pat_mmdet.utils.argument_types`. Where there is no type, the default has one. What other
+libraries leave open is in :mod:`pat_mmdet.utils.config_tables`. Nothing is built and no data read.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib
-import inspect
-import textwrap
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -24,147 +22,191 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from pat_mmdet.registry import METHODS
+from pat_mmdet.utils.config_files import unread_variables
+from pat_mmdet.utils.config_parts import has_config_check
+from pat_mmdet.utils.config_tables import (
+    BUILDER_KEYS,
+    EVERYWHERE,
+    FOREIGN,
+    GIVEN_BY_BUILDER,
+    OPEN_SECTIONS,
+    PARAMWISE,
+    RANGES,
+    REGISTRY_OF_KEY,
+    SECTIONS,
+    TOP_KEYS,
+    TOP_REGISTRIES,
+    TOP_TYPES,
+    UNTYPED,
+    USUAL_VARIABLES,
+)
 from pat_mmdet.utils.errors import ConfigError
+from pat_mmdet.utils.signatures import Accepted, Argument, accepted_arguments
 
-# What mmengine and the data transforms take out of a dict before the class gets it, by registry.
-BUILDER_KEYS = {
-    "hook": {"priority"},
-    "loop": {"by_epoch"},
-    "optim_wrapper": {"constructor", "optimizer", "paramwise_cfg"},
-    "parameter scheduler": {"convert_to_iter_based"},
-    # Parts of models that another part builds: norms, convolutions, losses of DETR, encoders.
-    "model": {
-        "bg_cls_weight",
-        "deformable_groups",
-        "fallback_on_stride",
-        "pretrained",
-        "requires_grad",
-        "scale_factor",
-    },
-    "transform": {"magnitude_key", "magnitude_range"},  # the policies of mmpretrain's AutoAugment
-    "method": {"input_size", "detection", "classification"},  # of configs of earlier versions
-}
-_EVERYWHERE = {"type", "_scope_", "_delete_"}
-_LOADER_KEYS = {
-    "batch_sampler",
-    "collate_fn",
-    "dataset",
-    "num_batch_per_epoch",
-    "sampler",
-    *inspect.signature(DataLoader.__init__).parameters,
-}
-_PARAMWISE_KEYS = {
-    "base_lr",
-    "bias_decay_mult",
-    "bias_lr_mult",
-    "bypass_duplicate",
-    "custom_keys",
-    "dcn_offset_lr_mult",
-    "dwconv_decay_mult",
-    "flat_decay_mult",
-    "norm_decay_mult",
-}
-# The top level: the Runner's arguments, and what tools read.
-_TOP_KEYS = {
-    *inspect.signature(Runner.__init__).parameters,
-    "classes",
-    "compile",
-    "custom_imports",
-    "data_root",
-    "method_options",
-    "model_wrapper_cfg",
-    "published",
-    "settings",
-    "tta_model",
-    "tta_pipeline",
-    "vis_backends",
-}
-_USUAL_VARIABLES = {"test_pipeline", "train_pipeline", "val_pipeline"}
-_UNTYPED = {
-    "auto_scale_lr": {"base_batch_size", "enable"},
-    "env_cfg": {"cudnn_benchmark", "dist_cfg", "mp_cfg", "resource_limit"},
-    "randomness": set(inspect.signature(Runner.set_randomness).parameters) - {"self"},
-}
-# The registry of a dict by its key; elsewhere a type is looked up in all of them.
-_REGISTRY_OF_KEY = {
-    "data_preprocessor": "model",
-    "dataset": "dataset",
-    "method": "method",
-    "optim_wrapper": "optim_wrapper",
-    "optimizer": "optimizer",
-    "param_scheduler": "parameter scheduler",
-    "pipeline": "transform",
-    "student": "model",
-    "teacher": "model",
-    "backbone": "model",
-    "neck": "model",
-    "head": "model",
-    "bbox_head": "model",
-    "roi_head": "model",
-    "rpn_head": "model",
-}
-_TOP_REGISTRIES = {
-    "custom_hooks": "hook",
-    "default_hooks": "hook",
-    "log_processor": "log_processor",
-    "model": "model",
-    "test_cfg": "loop",
-    "test_evaluator": "evaluation",
-    "train_cfg": "loop",
-    "val_cfg": "loop",
-    "val_evaluator": "evaluation",
-    "vis_backends": "vis_backend",
-    "visualizer": "visualizer",
-}
 _REGISTRIES = {
     registry.name: registry
     for registry in vars(mmengine.registry).values()
     if isinstance(registry, Registry)
 } | {METHODS.name: METHODS}
 _GROUPS = {"evaluation": ("metric", "evaluator")}
-# What these hold is for another library.
-_FOREIGN = {"Albu"}
+_LOADER = Accepted(
+    {
+        **accepted_arguments(DataLoader).arguments,
+        "collate_fn": Argument(dict),
+        "dataset": Argument(dict, required=True),
+        "num_batch_per_epoch": Argument(int),
+        "sampler": Argument(dict, required=True),
+        "batch_sampler": Argument(dict, None),
+    },
+    "refused",
+)
 
 
-def check_keys(cfg: Mapping[str, Any]) -> None:
-    """Check that no key or type name of a config is misspelt.
+class _Part(NamedTuple):
+    """A dict of a config.
 
-    Keys of the top level are free, as a config may define variables: one is refused if it is nearly
-    a known one.
+    Attributes:
+        path (str): Its dotted path.
+        node (Mapping): The dict.
+        scope (str): Scope in which its type is looked up.
+        registry (str | None): Name of the registry, None if any.
+    """
+
+    path: str
+    node: Mapping
+    scope: str
+    registry: str | None
+
+
+def check_arguments(cfg: Mapping[str, Any]) -> None:
+    """Check the keys, types and values of a config.
 
     Args:
         cfg (Mapping): The config, with default scope and custom imports in effect.
 
     Raises:
-        ConfigError: If a key is not known to the class that gets it, or a type to its registry.
+        ConfigError: If a key is unknown to the class that gets it or a type to its registry, a
+            required argument is missing, or a value has the wrong type or is out of its range.
     """
-    for key in cfg:
-        near = get_close_matches(key, _TOP_KEYS, 1, cutoff=0.88)
-        # A variable may have a known name as a part of its own: `data_root_val`, `_classes`.
-        if near and key not in _TOP_KEYS | _USUAL_VARIABLES and near[0] not in key:
-            raise ConfigError(f"{key} at the top of the config: did you mean {near[0]!r}?")
+    _check_top_keys(cfg)
+    check_sections(cfg)
     scope = cfg.get("default_scope") or "mmengine"
+    # In configs of other projects, classes may be missing that were not asked for.
+    complete = has_config_check(cfg)
     for key, value in cfg.items():
-        if key not in _TOP_KEYS:
+        if key not in TOP_KEYS:
             continue  # a variable, or a part that another package reads
-        if key.endswith("_dataloader") and isinstance(value, Mapping):
-            unknown = [name for name in value if name not in _LOADER_KEYS]
-            _refuse(key, "a data loader", unknown, _LOADER_KEYS)
-        if key in _UNTYPED and isinstance(value, Mapping):
-            unknown = [name for name in value if name not in _UNTYPED[key]]
-            _refuse(key, key, unknown, _UNTYPED[key])
-        for path, node, inner_scope, registry in _typed(
-            key, value, scope, _TOP_REGISTRIES.get(key)
-        ):
-            _check_node(path, node, inner_scope, registry)
+        _check_finite(key, value)
+        for part in _parts(key, value, scope, TOP_REGISTRIES.get(key)):
+            _check_part(part, complete)
 
 
-def _check_node(path: str, node: Mapping, scope: str, registry: str | None) -> None:
-    """Check a dict that has a type.
+def check_sections(cfg: Mapping) -> None:
+    """Check the types of what stands at the top of a config, and of the parts of a distiller.
 
     Raises:
-        ConfigError: If the type is unknown, or no class of this name takes all keys.
+        ConfigError: If one is wrong.
     """
+    arguments = dict(accepted_arguments(Runner).arguments)
+    arguments.update((key, Argument(hint)) for key, hint in TOP_TYPES.items())
+    for key in set(arguments) & set(cfg):
+        allowed = arguments[key].refuses(cfg[key])
+        if allowed:
+            raise ConfigError(f"{key}={_short(cfg[key])}: give {allowed}")
+    model = cfg.get("model") or {}
+    if "student" in model and "teacher" in model:
+        for key in ("student", "method"):
+            part = model.get(key)
+            if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+                raise ConfigError(f"model.{key}={_short(part)}: give a dict with a type")
+        if not isinstance(model["teacher"], (str, Mapping)):
+            raise ConfigError(
+                f"model.teacher={_short(model['teacher'])}: give a dict, or the path of a config"
+            )
+
+
+def _check_top_keys(cfg: Mapping) -> None:
+    """Check that the keys at the top are known, or variables that are read.
+
+    Raises:
+        ConfigError: If a key is nearly a known one, or no one reads it.
+    """
+    for key in cfg:
+        near = get_close_matches(key, TOP_KEYS, 1, cutoff=0.88)
+        # A variable may have a known name as a part of its own: `data_root_val`, `_classes`.
+        if near and key not in TOP_KEYS | USUAL_VARIABLES and near[0] not in key:
+            raise ConfigError(f"{key} at the top of the config: did you mean {near[0]!r}?")
+    for file, name in unread_variables(getattr(cfg, "filename", None) or ""):
+        if name not in TOP_KEYS and not name.startswith("_"):
+            raise ConfigError(
+                f"{name} at the top of {file} has no effect: nothing reads it; {_remedy(name)}"
+            )
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check that options of the command line can have an effect.
+
+    Args:
+        options (Mapping): Values by dotted key.
+
+    Raises:
+        ConfigError: If one changes a variable, which the config has used already.
+    """
+    for key in options:
+        name = key.partition(".")[0]
+        if name not in TOP_KEYS and not name.startswith("_"):
+            raise ConfigError(f"--cfg-options {key} has no effect: {_remedy(name)}")
+
+
+def _remedy(name: str) -> str:
+    """Return what to do about a key that no one reads."""
+    near = get_close_matches(name, TOP_KEYS, 1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return (
+        "set the values in the places that are for them, for example train_cfg.max_iters; a "
+        "variable of your own begins with an underscore"
+    )
+
+
+def _check_finite(path: str, value: Any) -> None:
+    """Check that there is no NaN or infinity inside a value.
+
+    Raises:
+        ConfigError: If there is one.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_finite(f"{path}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_finite(f"{path}.{index}", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path}={value}: give a finite number")
+
+
+def _check_part(part: _Part, complete: bool) -> None:
+    """Check a dict.
+
+    Args:
+        part (_Part): The dict.
+        complete (bool): Whether a type that is missing or in no registry is wrong.
+
+    Raises:
+        ConfigError: If its type is unknown, or no class of this name takes its keys and values.
+    """
+    path, node, scope, registry = part
+    section = path.rpartition(".")[2]
+    if path.endswith("_dataloader"):
+        _raise_if(_problem(path, node, "a data loader", "data loader", _LOADER))
+    if section in SECTIONS:
+        _check_section(path, node, SECTIONS[section], section in OPEN_SECTIONS)
+    if isinstance(node.get("paramwise_cfg"), Mapping) and "constructor" not in node:
+        _check_section(f"{path}.paramwise_cfg", node["paramwise_cfg"], PARAMWISE)
+    if "type" not in node:
+        if registry is not None and section not in UNTYPED and complete:
+            raise ConfigError(f"{path} has no type; name the {registry} in {path}.type")
+        return
     name = node["type"]
     if isinstance(name, str):
         names = _GROUPS.get(registry, (registry,)) if registry else tuple(_REGISTRIES)
@@ -173,76 +215,119 @@ def _check_node(path: str, node: Mapping, scope: str, registry: str | None) -> N
         near = None if found else _near_type(names, name, scope, cutoff=0.8 if registry else 0.9)
         if near is not None:
             raise ConfigError(f"{path}.type={name!r} is not known; did you mean {near!r}?")
+        if registry and not found and complete:
+            raise ConfigError(
+                f"{path}.type={name!r}: there is no {registry} of this name in {scope}; if it is "
+                "yours, import its module by custom_imports"
+            )
+    elif callable(name):
+        found = [("", name)]
     else:
-        found = [("", name)] if callable(name) else []
-    refused: list[tuple] = []
+        raise ConfigError(f"{path}.type={name!r}: give the name of a class")
+    problems = []
     for item, target in found:
-        accepted = accepted_keys(target)
-        known = accepted.keys | _EVERYWHERE | BUILDER_KEYS.get(item, set())
+        accepted = accepted_arguments(target)
         if "ema_type" in node:  # EMAHook hands the rest on to it
-            known |= accepted_keys(find_type("model", node["ema_type"], scope)).keys
-        unknown = [key for key in node if key not in known]
-        if accepted.others != "refused":
-            unknown = [key for key in unknown if get_close_matches(key, known, 1, cutoff=0.85)]
-        if not unknown:
-            refused = []
-            break
-        refused.append((unknown, known, accepted.keys - {"self"}))
-    if refused:
-        _refuse(path, name if isinstance(name, str) else name.__name__, *refused[0])
-    paramwise = node.get("paramwise_cfg")
-    if isinstance(paramwise, Mapping) and "constructor" not in node:
-        unknown = [key for key in paramwise if key not in _PARAMWISE_KEYS]
-        _refuse(f"{path}.paramwise_cfg", "paramwise_cfg", unknown, _PARAMWISE_KEYS)
+            average = accepted_arguments(find_type("model", node["ema_type"], scope))
+            arguments = {
+                name: value._replace(required=False) for name, value in average.arguments.items()
+            }
+            accepted = Accepted({**arguments, **accepted.arguments}, accepted.others)
+        owner = name if isinstance(name, str) else name.__name__
+        problems.append(_problem(path, node, owner, item, accepted))
+    if problems and all(problems):
+        raise ConfigError(problems[0])
 
 
-def _refuse(
-    path: str,
-    owner: str,
-    unknown: Sequence[str],
-    known: Collection[str],
-    listed: Collection[str] | None = None,
-) -> None:
-    """Refuse unknown keys.
+def _check_section(path: str, node: Mapping, types: Mapping, others: bool = False) -> None:
+    """Check a dict that has no class.
+
+    Args:
+        path (str): Its dotted path.
+        node (Mapping): The dict.
+        types (Mapping): What it takes.
+        others (bool): Whether other keys are legal.
+
+    Raises:
+        ConfigError: If it is wrong.
+    """
+    arguments = {name: Argument(hint, exact=True) for name, hint in types.items()}
+    accepted = Accepted(arguments, "used" if others else "refused")
+    _raise_if(_problem(path, node, path.rpartition(".")[2], "", accepted))
+
+
+def _is_misspelt(key: str, known: Collection[str]) -> bool:
+    """Return True if a key is nearly a known one, and not one with a word more."""
+    near = get_close_matches(key, known, 1, cutoff=0.8)
+    return bool(near) and not key.endswith(f"_{near[0]}") and not key.startswith(f"{near[0]}_")
+
+
+def _raise_if(problem: str | None) -> None:
+    if problem:
+        raise ConfigError(problem)
+
+
+def _problem(path: str, node: Mapping, owner: str, registry: str, accepted: Accepted) -> str | None:
+    """Return what is wrong with the keys and values of a dict.
 
     Args:
         path (str): Dotted path of the dict.
-        owner (str): What gets the dict.
-        unknown (Sequence[str]): The keys.
-        known (Collection[str]): What is legal there.
-        listed (Collection[str], optional): What to name if nothing is near, by default all.
-
-    Raises:
-        ConfigError: If there is any; it names the first, and the nearest known one or else all.
+        node (Mapping): The dict.
+        owner (str): What gets it, for the message.
+        registry (str): Name of the owner's registry.
+        accepted (Accepted): What the owner takes.
     """
+    arguments = accepted.arguments
+    known = set(arguments) | EVERYWHERE | BUILDER_KEYS.get(registry, set())
+    unknown = [key for key in node if key not in known]
+    if accepted.others != "refused":
+        unknown = [key for key in unknown if _is_misspelt(str(key), known)]
     for key in unknown:
         near = get_close_matches(str(key), known, 1)
-        hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"it takes {', '.join(sorted(listed or known))}"
-        )
-        raise ConfigError(f"{path}.{key}: {owner} has no argument {key!r}; {hint}")
+        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(arguments))}"
+        return f"{path}.{key}: {owner} has no argument {key!r}; {hint}"
+    given = GIVEN_BY_BUILDER.get(registry)
+    for key, argument in arguments.items():
+        wanted = argument.required and key not in node and (argument.exact or given is not None)
+        if wanted and key not in (given or ()):
+            return f"{path}: {owner} needs the argument {key!r}; set {path}.{key}"
+    ranges = RANGES.get(registry, {})
+    for key, value in node.items():
+        argument = arguments.get(key, Argument())
+        if key in ranges and not argument.exact:
+            argument = argument._replace(hint=ranges[key], exact=True)
+        allowed = argument.refuses(value)
+        if allowed:
+            return f"{path}.{key}={_short(value)}: {owner} takes {allowed}"
+    return None
 
 
-def _typed(
-    path: str, value: Any, scope: str, registry: str | None
-) -> Iterator[tuple[str, Mapping, str, str | None]]:
-    """Yield the dicts with a type inside a value: path, dict, scope, name of the registry."""
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _parts(path: str, value: Any, scope: str, registry: str | None) -> Iterator[_Part]:
+    """Yield the dicts inside a value, from the outside in.
+
+    Raises:
+        ConfigError: If a number or a string stands where an object is meant.
+    """
+    if registry is not None and isinstance(value, (bool, int, float, str)):
+        raise ConfigError(f"{path}={_short(value)}: give a dict with a type")
     if isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _typed(f"{path}.{index}", item, scope, registry)
+            yield from _parts(f"{path}.{index}", item, scope, registry)
     elif isinstance(value, Mapping):
         scope = value.get("_scope_", scope)
-        if "type" in value:
-            yield path, value, scope, registry
-        if value.get("type") in _FOREIGN:
+        yield _Part(path, value, scope, registry)
+        if value.get("type") in FOREIGN or path.endswith("paramwise_cfg"):
             return
         for key, item in value.items():
-            inner = _REGISTRY_OF_KEY.get(key)
-            if registry == "hook" and "type" not in value:
-                inner = registry  # default_hooks, by name
-            yield from _typed(f"{path}.{key}", item, scope, inner)
+            inner = REGISTRY_OF_KEY.get(f"{path}.{key}", REGISTRY_OF_KEY.get(key))
+            if path == "default_hooks":
+                inner = registry
+            yield from _parts(f"{path}.{key}", item, scope, inner)
 
 
 @cache
@@ -274,93 +359,3 @@ def _scoped(registry: str, scope: str) -> Registry:
     with contextlib.suppress(ImportError):
         importlib.import_module(f"{scope}.registry")
     return root.children.get(scope, root)
-
-
-class Accepted(NamedTuple):
-    """Arguments of a class or function.
-
-    Attributes:
-        keys (frozenset[str]): Names of its arguments.
-        others (str): What becomes of keys that are not among them: ``'refused'``, ``'ignored'``, or
-            ``'used'``, which is assumed where it cannot be told.
-    """
-
-    keys: frozenset[str]
-    others: str
-
-
-@cache
-def accepted_keys(target: Callable) -> Accepted:
-    """Return the keyword arguments that a class or function takes.
-
-    Args:
-        target (Callable): A class, or a function that a registry calls.
-
-    Returns:
-        Accepted: Their names, and what becomes of others.
-    """
-    if not inspect.isclass(target):
-        return _accepted(target, ())
-    makers = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]
-    return _accepted(makers[0], tuple(makers[1:]))
-
-
-def _accepted(function: Callable, parents: tuple[Callable, ...]) -> Accepted:
-    """Return what a function takes; ``parents`` are those that ``super()`` leads to, in order."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # written in C
-        return Accepted(frozenset(), "used")
-    stars = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    keys = {item.name for item in parameters if item.kind not in stars}
-    rest = [item.name for item in parameters if item.kind is stars[0]]
-    if not rest:
-        return Accepted(frozenset(keys), "refused")
-    read = _kwargs_of(inspect.unwrap(function), rest[0])
-    if read is None or (read.handed_on and (not parents or parents[0] is object.__init__)):
-        return Accepted(frozenset(keys), "used")
-    keys |= read.taken
-    if not read.handed_on:
-        return Accepted(frozenset(keys), "ignored")
-    inherited = _accepted(parents[0], parents[1:])
-    return Accepted(frozenset(keys | inherited.keys), inherited.others)
-
-
-class _Kwargs(NamedTuple):
-    taken: set[str]
-    handed_on: bool
-
-
-def _is_next(node: ast.expr, function: Callable) -> bool:
-    """Return True for ``super()`` of the class that a function belongs to."""
-    if not isinstance(node, ast.Call) or getattr(node.func, "id", None) != "super":
-        return False
-    return (
-        not node.args or getattr(node.args[0], "id", None) == function.__qualname__.split(".")[-2]
-    )
-
-
-def _kwargs_of(function: Callable, kwargs: str) -> _Kwargs | None:
-    """Return what a function reads in its ``**kwargs``, and whether the parent gets the rest.
-
-    None if it does anything else with them, or its source is not there.
-    """
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    taken, handed_on, understood = set(), 0, 0
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-            continue
-        owner, name = node.func.value, node.func.attr
-        if getattr(owner, "id", None) == kwargs and name in ("get", "pop", "setdefault"):
-            if not node.args or not isinstance(node.args[0], ast.Constant):
-                return None
-            taken.add(str(node.args[0].value))
-            understood += 1
-        elif name == "__init__" and _is_next(owner, function):
-            rest = [item.value for item in node.keywords if item.arg is None]
-            handed_on += sum(getattr(value, "id", None) == kwargs for value in rest)
-    uses = sum(isinstance(node, ast.Name) and node.id == kwargs for node in ast.walk(tree))
-    return _Kwargs(taken, handed_on > 0) if uses == understood + handed_on else None

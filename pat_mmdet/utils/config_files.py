@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -51,14 +52,7 @@ def overriding_file(path: str | None, key: str) -> Override | None:
         return None
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     bases = base_files(path)
-    names = {
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    if key in names:
+    if key in _assigned(tree):
         merged: dict = {}
         for base in bases:
             merged.update(Config.fromfile(base).to_dict())
@@ -68,6 +62,58 @@ def overriding_file(path: str | None, key: str) -> Override | None:
         if found is not None:
             return found._replace(written=found.written | _written(tree))
     return None
+
+
+def unread_variables(path: str, read_above: frozenset = frozenset()) -> Iterator[tuple[str, str]]:
+    """Find variables of a config that nothing reads: neither its file nor one that is based on it.
+
+    A file that reads no variable at all was written out by a program, with all variables in their
+    places. Files in folders named ``_base_`` and those of libraries hold variables for
+    others.
+
+    Args:
+        path (str): A config; its bases are looked through as well.
+        read_above (frozenset[str]): Variables that files based on it read.
+
+    Yields:
+        tuple[str, str]: File and variable.
+    """
+    if not path.endswith(".py") or not os.path.isfile(path) or _is_shared(path):
+        return
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    bases = base_files(path)
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    read = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    from_bases = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "_base_"
+    }
+    if bases or read - {"dict"}:
+        for name in _assigned(tree):
+            if name not in read | read_above:
+                yield path, name
+    for base in bases:
+        yield from unread_variables(base, read_above | from_bases)
+
+
+def _is_shared(path: str) -> bool:
+    """Return True for a file that holds variables for others."""
+    return not {"_base_", ".mim", "site-packages"}.isdisjoint(Path(path).parts)
+
+
+def _assigned(tree: ast.Module) -> list[str]:
+    """Return the names that a config assigns at its top level, and does not delete."""
+    assigned: dict[str, None] = {}
+    for node in tree.body:
+        targets = getattr(node, "targets", [])
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        if isinstance(node, ast.Assign):
+            assigned.update(dict.fromkeys(names))
+        elif isinstance(node, ast.Delete):
+            for name in names:
+                assigned.pop(name, None)
+    return list(assigned)
 
 
 def base_files(path: str) -> list[str]:

@@ -82,3 +82,14 @@ def walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
             yield from walk(value, f"{path}.{index}")
+
+
+def has_config_check(cfg: Mapping) -> bool:
+    """Return True if a config is based on one of this project, by its ``CheckConfigHook``.
+
+    Plain MMEngine then runs the checks too. Configs of other projects need not be complete here.
+    """
+    hooks = (cfg.get("default_hooks") or {}).values()
+    return any(
+        isinstance(hook, Mapping) and hook.get("type") == "CheckConfigHook" for hook in hooks
+    )

@@ -12,7 +12,14 @@ from mmengine.fileio import isdir, list_dir_or_file
 from pat_mmdet.registry import build_method
 from pat_mmdet.structures import Requires
 from pat_mmdet.utils.config_check import BUILDER_KEYS, find_type
-from pat_mmdet.utils.config_parts import SPLITS, class_names, data_sets, evaluators, heads, join
+from pat_mmdet.utils.config_parts import (
+    SPLITS,
+    class_names,
+    data_sets,
+    evaluators,
+    heads,
+    join,
+)
 from pat_mmdet.utils.errors import ConfigError
 
 

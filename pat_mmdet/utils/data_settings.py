@@ -14,7 +14,15 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from pat_mmdet.utils.config_files import overriding_file
-from pat_mmdet.utils.config_parts import SPLITS, class_names, data_sets, evaluators, join, walk
+from pat_mmdet.utils.config_parts import (
+    SPLITS,
+    class_names,
+    data_sets,
+    evaluators,
+    has_config_check,
+    join,
+    walk,
+)
 from pat_mmdet.utils.errors import ConfigError
 
 KEYS = ("data_root", "classes")
@@ -135,8 +143,10 @@ def _setting(
     value = cfg.get(key)
     if value is None:
         return None
+    if key == "classes" and not value:
+        raise ConfigError("classes is empty; name the classes of the data")
     names = class_names if key == "classes" else lambda folder: folder
-    checked = _has_check(cfg)
+    checked = has_config_check(cfg)
     file = overriding_file(cfg.filename, key) if checked else None
     before: tuple = ()
     inherited: tuple = ()
@@ -151,15 +161,6 @@ def _setting(
     if not sources:
         return None
     return _Setting(key, names(value), sources[0], before, inherited, written, options)
-
-
-def _has_check(cfg: Mapping) -> bool:
-    """Return True if plain MMEngine runs the check of the settings on this config too.
-
-    In configs of other projects a `classes` at the top is a variable.
-    """
-    hooks = (cfg.get("default_hooks") or {}).values()
-    return any(hook and hook.get("type") == "CheckConfigHook" for hook in hooks)
 
 
 def _folder_changes(cfg: Config, setting: _Setting) -> Iterator[Change]:

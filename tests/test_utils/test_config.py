@@ -95,7 +95,7 @@ def test_option_that_leads_nowhere():
 
 @pytest.mark.parametrize("size", [192, (192,), (0, 64), "ab"])
 def test_input_size_is_a_pair(size):
-    with pytest.raises(ConfigError, match=r"model.input_size=.*give the \(height, width\)"):
+    with pytest.raises(ConfigError, match=r"model.input_size=.* takes a list of 2, each"):
         pair(**{"model.input_size": size})
 
 

@@ -7,9 +7,11 @@ from helpers.tools import ROOT
 from mmengine.config import Config
 
 from pat_mmdet.utils import load_config
-from pat_mmdet.utils.config_check import accepted_keys, check_keys
+from pat_mmdet.utils.config_check import check_arguments
 from pat_mmdet.utils.data_check import check_data_settings
 from pat_mmdet.utils.errors import ConfigError
+from pat_mmdet.utils.run_check import check_run
+from pat_mmdet.utils.signatures import accepted_arguments
 
 DETECTION = "configs/pat/swin_t-res18_coco.py"
 CLASSIFICATION = "configs/pat/tinyvit_mini-res18_mini_cifar10.py"
@@ -96,9 +98,33 @@ def test_variables_of_the_user_are_legal(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         f"_base_ = {str(ROOT / DETECTION)!r}\n"
-        "size = 3\n_classes = 4\ndata_root_of_val = 'a'\ntrain_dataloaders = None\n"
+        "size = 3\n_classes = 4\ndata_root_of_val = 'a'\nwork_dir = data_root_of_val * size\n"
     )
     assert load_config(str(path)).size == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "size = 3\n",
+            "size at the top of .*mine.py has no effect: nothing reads it; .*underscore",
+        ),
+        ("lr = 0.1\n_x = 2\n", "lr at the top of .*mine.py has no effect"),
+        # The base has read its own.
+        ("heads = dict(a=1)\n", "heads at the top of .*mine.py has no effect"),
+    ],
+)
+def test_variable_that_nothing_reads(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(f"_base_ = {str(ROOT / 'configs/pat/swin_t-res18_custom.py')!r}\n{text}")
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(path))
+
+
+def test_option_without_effect():
+    with pytest.raises(ConfigError, match="--cfg-options image_size has no effect: set the values"):
+        load_config(str(ROOT / CLASSIFICATION), {"image_size": 64})
 
 
 def test_unknown_key_lists_known_keys():
@@ -154,8 +180,8 @@ def function(g, **options):
     ],
 )
 def test_what_a_class_takes(target, keys, others):
-    accepted = accepted_keys(target)
-    assert accepted.keys - {"self"} == keys and accepted.others == others
+    accepted = accepted_arguments(target)
+    assert set(accepted.arguments) == keys and accepted.others == others
 
 
 def external(package, step):
@@ -177,7 +203,8 @@ def test_no_false_alarm_in_configs_of_others(package, request):
         except Exception:  # some of them cannot be read
             continue
         try:
-            check_keys(cfg)
+            check_arguments(cfg)
+            check_run(cfg)
             check_data_settings(cfg)
         except ConfigError as error:
             assert any(fault in str(error) for fault in BROKEN), (path, error)

@@ -236,7 +236,7 @@ def test_contradiction_names_both_values(write, text, options, message):
     ],
 )
 def test_no_classes_are_refused(write, text, options):
-    with pytest.raises(ConfigError, match=r"dataset\.metainfo\.classes is empty; name the classes"):
+    with pytest.raises(ConfigError, match=r"classes is empty; name the classes of the data"):
         load_config(write(text), options)
 
 

@@ -1,10 +1,12 @@
 """Check the config of a run before its first step."""
 
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from pat_mmdet.utils.config import check_config
+from pat_mmdet.utils.errors import ConfigError
 
 
 @HOOKS.register_module()
@@ -24,3 +26,20 @@ class CheckConfigHook(Hook):
             ConfigError: If the tools would have changed or refused it.
         """
         check_config(runner.cfg)
+
+    def before_train(self, runner: Runner) -> None:
+        """Check that a method with a memory has a place for each training image.
+
+        Raises:
+            ConfigError: If it has more or fewer.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        num_data = getattr(getattr(model, "distill", None), "num_data", None)
+        dataset = runner.train_dataloader.dataset
+        while hasattr(dataset, "dataset"):  # wrappers, whose indices are those of what they wrap
+            dataset = dataset.dataset
+        if num_data is not None and num_data != len(dataset):
+            raise ConfigError(
+                f"model.method.num_data={num_data} but there are {len(dataset)} training images; "
+                "set it to their number"
+            )

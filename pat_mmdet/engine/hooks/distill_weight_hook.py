@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+from pat_mmdet.utils.argument_types import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 _SCHEDULES = ("constant", "linear", "cosine")
 
@@ -33,11 +36,11 @@ class DistillWeightHook(Hook):
 
     def __init__(
         self,
-        schedule: str = "constant",
-        begin: int = 0,
-        end: int | None = None,
-        start_weight: float = 1.0,
-        end_weight: float = 0.0,
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        begin: NonNegativeInt = 0,
+        end: PositiveInt | None = None,
+        start_weight: NonNegativeFloat = 1.0,
+        end_weight: NonNegativeFloat = 0.0,
     ) -> None:
         if schedule not in _SCHEDULES:
             raise ValueError(

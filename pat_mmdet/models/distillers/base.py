@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmengine.model import BaseModel
@@ -21,6 +21,7 @@ from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.models.task_modules import Activations
 from pat_mmdet.registry import build_method
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, Requires
+from pat_mmdet.utils.argument_types import PositiveInt
 from pat_mmdet.utils.checkpoint import load_weights
 from pat_mmdet.utils.config import teacher_model
 from pat_mmdet.utils.finite import describe_non_finite, find_non_finite
@@ -81,9 +82,9 @@ class BaseDistiller(BaseModel):
         teacher: dict | str,
         method: dict,
         teacher_checkpoint: str | None,
-        input_size: Sequence[int] | None = None,
+        input_size: tuple[PositiveInt, PositiveInt] | None = None,
         fast_teacher: bool = True,
-        teacher_dtype: str | None = None,
+        teacher_dtype: Literal["bfloat16", "float16"] | None = None,
         recompute_teacher: bool = False,
         compile: bool = False,
         data_preprocessor: dict | None = None,

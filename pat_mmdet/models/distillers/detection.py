@@ -21,6 +21,7 @@ from pat_mmdet.models.task_modules.score_readers import (
     score_widths,
 )
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, Requires
+from pat_mmdet.utils.argument_types import PositiveInt
 
 
 @MODELS.register_module()
@@ -59,7 +60,7 @@ class DetectionDistiller(BaseDistiller):
         method: dict,
         teacher_checkpoint: str | None,
         teacher_stages: Sequence[dict] | None = None,
-        feature_strides: Sequence[int] | None = None,
+        feature_strides: Sequence[PositiveInt] | None = None,
         **kwargs: Any,
     ) -> None:
         self._stage_configs = teacher_stages

@@ -8,6 +8,7 @@ from pat_mmdet.models.losses import correlation_loss
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
+from pat_mmdet.utils.argument_types import NonNegativeFloat, PositiveInt
 
 
 @METHODS.register_module()
@@ -27,7 +28,7 @@ class CC(BaseMethod):
 
     requires = Requires.EMBEDDING
 
-    def __init__(self, width: int = 128, cc_weight: float = 0.02) -> None:
+    def __init__(self, width: PositiveInt = 128, cc_weight: NonNegativeFloat = 0.02) -> None:
         super().__init__()
         self.width = width
         self.cc_weight = cc_weight

@@ -15,6 +15,13 @@ from pat_mmdet.models.losses import crd_loss
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
+from pat_mmdet.utils.argument_types import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 _BANKS = ("bank_student", "bank_teacher")
 _CONSTANTS = ("z_student", "z_teacher")
@@ -78,12 +85,12 @@ class CRD(BaseMethod):
 
     def __init__(
         self,
-        num_data: int = 0,
-        width: int = 128,
-        num_negatives: int = 16384,
-        momentum: float = 0.5,
-        temperature: float = 0.07,
-        crd_weight: float = 1.0,
+        num_data: NonNegativeInt = 0,
+        width: PositiveInt = 128,
+        num_negatives: PositiveInt = 16384,
+        momentum: Fraction = 0.5,
+        temperature: PositiveFloat = 0.07,
+        crd_weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__()
         self.num_data = num_data

@@ -9,6 +9,7 @@ from pat_mmdet.models.layers import ChannelProjector
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
+from pat_mmdet.utils.argument_types import NonNegativeFloat, PositiveFloat
 
 
 @METHODS.register_module()
@@ -31,7 +32,9 @@ class CWD(BaseMethod):
 
     requires = Requires.FEATURES
 
-    def __init__(self, fd_weight: float = 10.0, temperature: float = 1.0) -> None:
+    def __init__(
+        self, fd_weight: NonNegativeFloat = 10.0, temperature: PositiveFloat = 1.0
+    ) -> None:
         super().__init__()
         self.fd_weight = fd_weight
         self.temperature = temperature

@@ -8,6 +8,7 @@ from pat_mmdet.models.losses import dist_loss
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import NetworkOutputs, PromptableTeacher, Requires
+from pat_mmdet.utils.argument_types import NonNegativeFloat, PositiveFloat
 
 
 @METHODS.register_module()
@@ -31,10 +32,10 @@ class DIST(BaseMethod):
 
     def __init__(
         self,
-        beta: float = 1.0,
-        gamma: float = 1.0,
-        temperature: float = 1.0,
-        kd_weight: float = 1.0,
+        beta: NonNegativeFloat = 1.0,
+        gamma: NonNegativeFloat = 1.0,
+        temperature: PositiveFloat = 1.0,
+        kd_weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__()
         self.beta = beta

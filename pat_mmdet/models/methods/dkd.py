@@ -8,6 +8,7 @@ from pat_mmdet.models.losses import dkd_loss
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import NetworkOutputs, PromptableTeacher, Requires
+from pat_mmdet.utils.argument_types import NonNegativeFloat, PositiveFloat
 
 
 @METHODS.register_module()
@@ -31,10 +32,10 @@ class DKD(BaseMethod):
 
     def __init__(
         self,
-        alpha: float = 1.0,
-        beta: float = 2.0,
-        temperature: float = 1.0,
-        kd_weight: float = 1.0,
+        alpha: NonNegativeFloat = 1.0,
+        beta: NonNegativeFloat = 2.0,
+        temperature: PositiveFloat = 1.0,
+        kd_weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__()
         self.alpha = alpha

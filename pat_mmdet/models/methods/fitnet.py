@@ -10,6 +10,7 @@ from pat_mmdet.models.losses import kd_loss
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
+from pat_mmdet.utils.argument_types import NonNegativeFloat, PositiveFloat
 
 
 @METHODS.register_module()
@@ -27,9 +28,9 @@ class FitNet(BaseMethod):
 
     def __init__(
         self,
-        fd_weight: float = 1.0,
-        kd_weight: float = 1.0,
-        temperature: float = 1.0,
+        fd_weight: NonNegativeFloat = 1.0,
+        kd_weight: NonNegativeFloat = 1.0,
+        temperature: PositiveFloat = 1.0,
     ) -> None:
         super().__init__()
         self.fd_weight = fd_weight

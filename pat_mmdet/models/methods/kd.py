@@ -6,6 +6,7 @@ from pat_mmdet.models.losses import kd_loss
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import NetworkOutputs, PromptableTeacher, Requires
+from pat_mmdet.utils.argument_types import NonNegativeFloat, PositiveFloat
 
 
 @METHODS.register_module()
@@ -22,7 +23,7 @@ class KD(BaseMethod):
 
     requires = Requires.LOGITS
 
-    def __init__(self, kd_weight: float = 1.0, temperature: float = 1.0) -> None:
+    def __init__(self, kd_weight: NonNegativeFloat = 1.0, temperature: PositiveFloat = 1.0) -> None:
         super().__init__()
         self.kd_weight = kd_weight
         self.temperature = temperature

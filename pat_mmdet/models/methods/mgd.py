@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from pat_mmdet.models.layers import ChannelProjector
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
+from pat_mmdet.utils.argument_types import NonNegativeFloat, Range
 
 
 @METHODS.register_module()
@@ -32,20 +35,16 @@ class MGD(BaseMethod):
         fd_weight (float): Weight of the loss (α of the paper). It is small because the squared
             error is a sum.
         mask_ratio (float): Share of the positions that is hidden, from 0 to less than 1.
-
-    Raises:
-        ValueError: If ``mask_ratio`` is out of range.
     """
 
     requires = Requires.FEATURES
 
-    def __init__(self, fd_weight: float = 5e-7, mask_ratio: float = 0.45) -> None:
+    def __init__(
+        self,
+        fd_weight: NonNegativeFloat = 5e-7,
+        mask_ratio: Annotated[float, Range(min=0, below=1)] = 0.45,
+    ) -> None:
         super().__init__()
-        if not 0 <= mask_ratio < 1:
-            raise ValueError(
-                f"mask_ratio={mask_ratio}: give the share of hidden positions, from 0 to less "
-                "than 1"
-            )
         self.fd_weight = fd_weight
         self.mask_ratio = mask_ratio
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from pat_mmdet.models.losses import ofa_loss
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
+from pat_mmdet.utils.argument_types import NonNegativeFloat, PositiveFloat, PositiveInt
 
 # What the branches are applied to.
 _BRANCHES = {"embedding": Requires.EMBEDDING, "stages": Requires.STUDENT_FEATURES}
@@ -48,23 +49,18 @@ class OFA(BaseMethod):
         hidden_channels (int): Width inside the branch on the embedding.
         ofa_weight (float): Weight of ``loss_ofa``.
         kd_weight (float): Weight of ``loss_kd``.
-
-    Raises:
-        ValueError: If the branch is unknown.
     """
 
     def __init__(
         self,
-        branch: str = "embedding",
-        eps: float | Sequence[float] = 1.0,
-        temperature: float = 1.0,
-        hidden_channels: int = 1024,
-        ofa_weight: float = 1.0,
-        kd_weight: float = 1.0,
+        branch: Literal["embedding", "stages"] = "embedding",
+        eps: PositiveFloat | Sequence[PositiveFloat] = 1.0,
+        temperature: PositiveFloat = 1.0,
+        hidden_channels: PositiveInt = 1024,
+        ofa_weight: NonNegativeFloat = 1.0,
+        kd_weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__()
-        if branch not in _BRANCHES:
-            raise ValueError(f"unknown branch {branch!r} of OFA; known: {', '.join(_BRANCHES)}")
         self.branch = branch
         self.eps: Any = eps  # a list, once the number of branches is known
         self.temperature = temperature

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +30,13 @@ from pat_mmdet.models.losses import (
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
-
-_CHOICES = {
-    "feedback": ("previous", "current", "none"),
-    "alignment": ("raa", "projector", "projector+raa"),
-    "distance": ("hcl", "mse", "correlation"),
-    "aligner_init": ("torch", "released"),
-}
+from pat_mmdet.utils.argument_types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+)
 
 
 @METHODS.register_module()
@@ -99,9 +100,6 @@ class PAT(BaseMethod):
         observer (Callable, optional): Called in each step with the aligned student features, the
             levels that their first images are compared with, and the outputs of the plain and the
             prompted teacher (None without prompts).
-
-    Raises:
-        ValueError: If an option is unknown or out of range.
     """
 
     observer: (
@@ -110,23 +108,23 @@ class PAT(BaseMethod):
 
     def __init__(
         self,
-        prompt: str = "channel",
-        feedback: str = "previous",
-        afp_stages: Sequence[int] | None = None,
-        prompted_share: float = 1.0,
-        raa_grid: int = 5,
-        raa_dim: int = 64,
-        kd_weight: float = 1.0,
-        fd_weight: float = 1.0,
-        reg_weight: float = 1.0,
-        temperature: float = 1.0,
-        alignment: str = "raa",
-        distance: str = "hcl",
+        prompt: Literal["channel", "spatial"] = "channel",
+        feedback: Literal["previous", "current", "none"] = "previous",
+        afp_stages: Sequence[NonNegativeInt] | None = None,
+        prompted_share: PositiveFraction = 1.0,
+        raa_grid: PositiveInt = 5,
+        raa_dim: PositiveInt = 64,
+        kd_weight: NonNegativeFloat = 1.0,
+        fd_weight: NonNegativeFloat = 1.0,
+        reg_weight: NonNegativeFloat = 1.0,
+        temperature: PositiveFloat = 1.0,
+        alignment: Literal["raa", "projector", "projector+raa"] = "raa",
+        distance: Literal["hcl", "mse", "correlation"] = "hcl",
         weigh_levels: bool = False,
-        region_weight: float = 0.0,
+        region_weight: NonNegativeFloat = 0.0,
         renormalize_target: bool = False,
         normalize_feedback: bool = False,
-        aligner_init: str = "torch",
+        aligner_init: Literal["torch", "released"] = "torch",
     ) -> None:
         super().__init__()
         self.prompt = prompt
@@ -146,15 +144,6 @@ class PAT(BaseMethod):
         self.renormalize_target = renormalize_target
         self.normalize_feedback = normalize_feedback
         self.aligner_init = aligner_init
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"unknown {name} {getattr(self, name)!r}; known: {', '.join(choices)}"
-                )
-        if raa_grid < 1 or raa_dim < 1:
-            raise ValueError(f"raa_grid={raa_grid} and raa_dim={raa_dim}: give 1 or more of each")
-        if not 0 < prompted_share <= 1:
-            raise ValueError(f"prompted_share={prompted_share} is not above 0 and at most 1")
         # A plain dict: its tensors change their shapes, and differ between processes.
         self._previous: dict[str, Tensor] = {}
 

@@ -10,6 +10,7 @@ from pat_mmdet.models.losses import standardize_channels
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, PromptableTeacher, Requires
+from pat_mmdet.utils.argument_types import NonNegativeFloat
 
 
 @METHODS.register_module()
@@ -33,7 +34,7 @@ class PKD(BaseMethod):
 
     requires = Requires.FEATURES
 
-    def __init__(self, fd_weight: float = 6.0) -> None:
+    def __init__(self, fd_weight: NonNegativeFloat = 6.0) -> None:
         super().__init__()
         self.fd_weight = fd_weight
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from pat_mmdet.models.losses import rkd_angle_loss, rkd_distance_loss
 from pat_mmdet.models.methods.base import BaseMethod
 from pat_mmdet.registry import METHODS
 from pat_mmdet.structures import NetworkOutputs, PromptableTeacher, Requires
+from pat_mmdet.utils.argument_types import NonNegativeFloat, Range
 
 
 @METHODS.register_module()
@@ -31,24 +34,17 @@ class RKD(BaseMethod):
         angle_weight (float): Weight of ``loss_rkd_angle``.
         max_rows (int, optional): Most rows that are compared, 3 or more; ``None`` for all, as
             in classification.
-
-    Raises:
-        ValueError: If ``max_rows`` is less than 3.
     """
 
     requires = Requires.EMBEDDING
 
     def __init__(
         self,
-        distance_weight: float = 25.0,
-        angle_weight: float = 50.0,
-        max_rows: int | None = 256,
+        distance_weight: NonNegativeFloat = 25.0,
+        angle_weight: NonNegativeFloat = 50.0,
+        max_rows: Annotated[int, Range(min=3)] | None = 256,
     ) -> None:
         super().__init__()
-        if max_rows is not None and max_rows < 3:
-            raise ValueError(
-                f"max_rows={max_rows}: an angle takes 3 rows; give 3 or more, or None for all"
-            )
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
         self.max_rows = max_rows

@@ -336,7 +336,10 @@ def mini(**changes):
             ),
             r"branch='stages' of OFA scores whole images.*model.method.branch='embedding'",
         ),
-        (dict(model__method__feedback="next"), r"unknown feedback 'next'; known: previous"),
+        (
+            dict(model__method__feedback="next"),
+            r"feedback='next': PAT takes one of 'previous', 'current', 'none'",
+        ),
         (dict(model__method__prompt="pixel"), r"channel.*spatial"),
         (dict(model__method__afp_stages=(0, 4)), r"stages 0 to 3"),
         (

@@ -166,10 +166,5 @@ def test_wrong_number_of_exponents(count):
         ofa(pyramid((8, 4, 2, 1)), eps=[1.0] * count)
 
 
-def test_unknown_branch_is_refused():
-    with pytest.raises(ValueError, match="unknown branch 'stage' of OFA; known: embedding, stages"):
-        ofa(pyramid((8, 4, 2, 1)), branch="stage")
-
-
 def test_one_exponent_is_for_all():
     assert ofa(pyramid((8, 4, 2, 1)), eps=1.5).eps == [1.5] * 5

@@ -154,5 +154,7 @@ def test_partial_prompts_at_beta_zero(task):
 
 @pytest.mark.parametrize("share", [0, 1.5, -1])
 def test_invalid_prompted_share(share):
-    with pytest.raises(ValueError, match=f"prompted_share={share} is not above 0 and at most 1"):
+    with pytest.raises(
+        ValueError, match=f"prompted_share={share}: PAT takes a number of at most 1 and above 0"
+    ):
         classifier_pair("convnext_tiny", prompted_share=share)

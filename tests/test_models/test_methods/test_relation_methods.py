@@ -298,12 +298,6 @@ def test_rkd_rows_per_image():
         assert ((taken >= first) & (taken < first + 128)).sum() == 32
 
 
-@pytest.mark.parametrize("max_rows", [0, 2, -1])
-def test_rkd_invalid_max_rows(max_rows):
-    with pytest.raises(ValueError, match="an angle takes 3 rows"):
-        make("RKD", max_rows=max_rows)
-
-
 # The memory of CRD.
 
 

@@ -1,0 +1,227 @@
+"""Check that loops, schedules, data loaders, hooks and evaluators of a config fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+
+from pat_mmdet.utils.config_check import find_type
+from pat_mmdet.utils.config_parts import SPLITS, evaluators, has_config_check, walk
+from pat_mmdet.utils.errors import ConfigError
+
+# What a split has to have if it has one of them.
+_PIECES = {
+    "train": ("train_dataloader", "train_cfg", "optim_wrapper"),
+    "val": ("val_dataloader", "val_cfg", "val_evaluator"),
+    "test": ("test_dataloader", "test_cfg", "test_evaluator"),
+}
+# Those whose metrics are known before they are computed.
+_COCO_METRICS = ("CheckedCocoMetric", "CocoMetric", "FasterCocoMetric")
+_COCO_ITEMS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+
+
+def check_run(cfg: Mapping[str, Any]) -> None:
+    """Check that the parts of a run fit together.
+
+    Args:
+        cfg (Mapping): A config whose single values are legal, see :func:`check_arguments`.
+
+    Raises:
+        ConfigError: If parts are missing or contradict each other.
+    """
+    if has_config_check(cfg):  # others may be meant for another program
+        _check_pieces(cfg)
+    _check_counting(cfg)
+    for path, scheduler in _schedulers(cfg):
+        _check_scheduler(path, scheduler)
+    for split in SPLITS:
+        _check_loader(cfg, split)
+    _check_checkpoints(cfg)
+
+
+def _check_pieces(cfg: Mapping) -> None:
+    """Check that a split has all of its parts or none, and that there is a model for them."""
+    for keys in _PIECES.values():
+        there = [key for key in keys if cfg.get(key) not in (None, [], ())]
+        missing = [key for key in keys if key not in there]
+        if there and missing:
+            raise ConfigError(
+                f"{missing[0]} is not set but {there[0]} is; set {', '.join(keys)}, or none of them"
+            )
+        if there and not cfg.get("model"):
+            raise ConfigError(f"model is not set but {there[0]} is; set model")
+
+
+def _counts_epochs(cfg: Mapping) -> bool | None:
+    """Return True if training is counted in epochs, None if that is not known."""
+    loop = cfg.get("train_cfg") or {}
+    if "type" not in loop:
+        return loop.get("by_epoch")
+    target = find_type("loop", loop["type"], cfg.get("default_scope") or "mmengine")
+    for kind, epochs in ((EpochBasedTrainLoop, True), (IterBasedTrainLoop, False)):
+        if isinstance(target, type) and issubclass(target, kind):
+            return epochs
+    return None
+
+
+def _check_counting(cfg: Mapping) -> None:
+    """Check that what is counted in epochs or iterations fits the training loop."""
+    epochs = _counts_epochs(cfg)
+    if epochs is None:
+        return
+    unit = "epochs" if epochs else "iterations"
+    parts = {
+        "default_hooks.checkpoint": (cfg.get("default_hooks") or {}).get("checkpoint"),
+        "log_processor": cfg.get("log_processor"),
+    }
+    for path, node in parts.items():
+        if isinstance(node, Mapping) and node.get("by_epoch", True) != epochs:
+            raise ConfigError(
+                f"{path}.by_epoch={node.get('by_epoch', True)} but train_cfg counts {unit}; set "
+                f"{path}.by_epoch={epochs}"
+            )
+    if epochs:
+        return
+    for path, node in _schedulers(cfg):
+        if node.get("by_epoch", True):
+            raise ConfigError(
+                f"{path}.by_epoch=True but train_cfg counts iterations: the rate would never "
+                f"change; set {path}.by_epoch=False, and begin, end and milestones in iterations"
+            )
+
+
+def _schedulers(cfg: Mapping) -> Iterator[tuple[str, Mapping]]:
+    """Yield path and config of the schedulers."""
+    value = cfg.get("param_scheduler") or []
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    for index, node in enumerate(listed):
+        # Several optimizers have a dict of lists.
+        if isinstance(node, Mapping) and "type" in node:
+            path = "param_scheduler" if listed is not value else f"param_scheduler.{index}"
+            yield path, node
+
+
+def _check_scheduler(path: str, node: Mapping) -> None:
+    """Check the interval of a scheduler."""
+    begin, end = node.get("begin", 0), node.get("end")
+    if end is not None and begin >= end:
+        raise ConfigError(f"{path}.begin={begin} is not before {path}.end={end}")
+    milestones = list(node.get("milestones", ()))
+    if milestones != sorted(set(milestones)):
+        raise ConfigError(f"{path}.milestones={milestones}: give each once, in ascending order")
+
+
+def schedule_notes(cfg: Mapping) -> list[str]:
+    """Return what the schedulers of a config would do after the end of training."""
+    loop = cfg.get("train_cfg") or {}
+    epochs = _counts_epochs(cfg)
+    last = loop.get("max_epochs" if epochs else "max_iters")
+    notes = []
+    for path, node in _schedulers(cfg):
+        if last is None or node.get("by_epoch", True) != epochs:
+            continue
+        points = {"end": node.get("end"), "T_max": node.get("T_max"), "begin": node.get("begin")}
+        points.update((f"milestones.{i}", x) for i, x in enumerate(node.get("milestones", ())))
+        late = [f"{key}={point}" for key, point in points.items() if point and point > last]
+        if late:
+            notes.append(
+                f"{path}: {', '.join(late)} lies after the end of training ({last}) and is not "
+                "reached"
+            )
+    return notes
+
+
+def _check_loader(cfg: Mapping, split: str) -> None:
+    """Check sampler and pipelines of a data loader."""
+    path = f"{split}_dataloader"
+    loader = cfg.get(path)
+    if not isinstance(loader, Mapping):
+        return
+    sampler = loader.get("sampler")
+    endless = isinstance(sampler, Mapping) and "Infinite" in str(sampler.get("type"))
+    if endless and (split != "train" or _counts_epochs(cfg)):
+        raise ConfigError(
+            f"{path}.sampler.type={sampler['type']!r} never ends, so neither does an epoch; set "
+            "DefaultSampler, or train by iterations"
+        )
+    if not loader.get("num_workers") and loader.get("persistent_workers"):
+        raise ConfigError(
+            f"{path}.persistent_workers=True needs {path}.num_workers of at least 1; set it to "
+            "False for num_workers=0"
+        )
+    _check_pipelines(path, loader)
+
+
+def _check_pipelines(path: str, loader: Mapping) -> None:
+    """Check that images are loaded first and packed last."""
+    pipelines = [
+        (f"{place}.pipeline", [str(item.get("type")) for item in node["pipeline"]])
+        for place, node in walk(loader, path)
+        if isinstance(node.get("pipeline"), (list, tuple))
+    ]
+    for place, names in pipelines:
+        names = [name.rpartition(".")[2] for name in names]
+        for index, name in enumerate(names):
+            if name.startswith("LoadImage") and index > 0:
+                raise ConfigError(f"{place}.{index}: {name} has to come first")
+            if name.startswith("Pack") and index < len(names) - 1:
+                raise ConfigError(f"{place}.{index}: {name} has to come last")
+    types = [str(node.get("type")).rpartition(".")[2] for _, node in walk(loader, path)]
+    packed = any(name.startswith("Pack") for name in types)
+    if pipelines and not packed:
+        raise ConfigError(
+            f"{pipelines[0][0]} packs nothing; end it with PackDetInputs in detection, with "
+            "PackInputs in classification"
+        )
+
+
+def _check_checkpoints(cfg: Mapping) -> None:
+    """Check the hook that saves checkpoints, and by which metric it saves the best."""
+    hook = (cfg.get("default_hooks") or {}).get("checkpoint")
+    if not isinstance(hook, Mapping):
+        return
+    path = "default_hooks.checkpoint"
+    scope = cfg.get("default_scope") or "mmengine"
+    if find_type("hook", hook["type"], scope) is CheckpointHook and has_config_check(cfg):
+        raise ConfigError(
+            f"{path}.type='CheckpointHook' saves pickled objects, from which the tools refuse to "
+            "resume, and not the method's state; set SafeCheckpointHook"
+        )
+    wanted = hook.get("save_best") or []
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    if wanted and cfg.get("val_cfg") is None:
+        raise ConfigError(
+            f"{path}.save_best={wanted[0]!r} but val_cfg is not set; set both or none"
+        )
+    known = [metric_names(node, scope) for _, node in evaluators(cfg, "val")]
+    if None in known:
+        return
+    names = [name for found in known for name in found]
+    for name in wanted:
+        if name != "auto" and name not in names:
+            raise ConfigError(
+                f"{path}.save_best={name!r} is no metric of val_evaluator; it gives "
+                f"{', '.join(names)}"
+            )
+
+
+def metric_names(evaluator: Mapping, scope: str) -> list[str] | None:
+    """Return the names of the metrics that an evaluator gives, None if they are not known."""
+    target = find_type("metric", evaluator.get("type"), scope)
+    name = getattr(target, "__name__", None)
+    if name in _COCO_METRICS and not evaluator.get("classwise"):
+        metrics = evaluator.get("metric", "bbox")
+        metrics = [metrics] if isinstance(metrics, str) else metrics
+        if not set(metrics) <= {"bbox", "segm"}:
+            return None
+        items = evaluator.get("metric_items") or _COCO_ITEMS
+        names = [f"{metric}_{item}" for metric in metrics for item in items]
+    elif name == "Accuracy" and "thrs" not in evaluator:
+        topk = evaluator.get("topk", (1,))
+        names = [f"top{k}" for k in ([topk] if isinstance(topk, int) else topk)]
+    else:
+        return None
+    return [f"{evaluator.get('prefix') or target.default_prefix}/{name}" for name in names]
