@@ -1,0 +1,24 @@
+# MLP-Mixer of width 96 and four layers on 8×8 patches of 64 pixels.
+_base_ = [
+    "../_base_/datasets/cifar10_64px.py",
+    "../_base_/schedules/cifar10_20e.py",
+    "../_base_/classification_runtime.py",
+]
+
+model = dict(
+    type="ImageClassifier",
+    data_preprocessor={{_base_.preprocessor}},
+    backbone=dict(
+        type="MlpMixer",
+        arch=dict(embed_dims=96, num_layers=4, tokens_mlp_dims=48, channels_mlp_dims=384),
+        img_size={{_base_.image_size}},
+        patch_size=8,
+    ),
+    neck=dict(type="GlobalAveragePooling", dim=1),
+    head=dict(
+        type="LinearClsHead",
+        num_classes=10,
+        in_channels=96,
+        loss=dict(type="LabelSmoothLoss", label_smooth_val=0.1),
+    ),
+)
