@@ -1,11 +1,13 @@
-# The recommended form of PAT, with one set of settings for all pairs: a projector in place of RAA,
-# a distance that does not depend on the scale of the teacher's features, no prompts.
+# The recommended form of PAT, with one set of settings for all pairs: a distance that does not
+# depend on the scale of the teacher's features, and no prompts. Detectors begin with the teacher's
+# neck and heads, so that their features need no projection.
 _base_ = "pat.py"
 
 method = dict(
-    alignment="projector",
+    alignment="identity",
     distance="correlation",
     weigh_levels=True,
     afp_stages=(),
-    fd_weight=10.0,
+    fd_weight=30.0,
+    inherit_heads=True,
 )

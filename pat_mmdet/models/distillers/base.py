@@ -10,6 +10,7 @@ from copy import deepcopy
 from typing import Any, Literal
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -124,6 +125,31 @@ class BaseDistiller(BaseModel):
     def teacher(self) -> nn.Module:
         """nn.Module: The network of the teacher."""
         return self.frozen_teacher.network
+
+    def init_weights(self) -> None:
+        """Initialise the student, and copy the teacher's heads into it if the method asks for it.
+
+        Everything outside of the backbone is copied that has the same name and shape in both
+        networks. A checkpoint in ``load_from`` is loaded later and has priority.
+        """
+        initialised = self.is_init
+        super().init_weights()
+        if not self.distill.inherit_heads or initialised:
+            return
+        teacher = self.teacher.state_dict()
+        copied = [
+            name
+            for name, value in self.student.state_dict().items()
+            if not name.startswith("backbone.")
+            and value.shape == getattr(teacher.get(name), "shape", None)
+        ]
+        self.student.load_state_dict({name: teacher[name] for name in copied}, strict=False)
+        modules = ", ".join(dict.fromkeys(name.partition(".")[0] for name in copied))
+        print_log(
+            f"inherit_heads: the student begins with {len(copied)} tensors of the teacher"
+            + (f" ({modules})" if copied else ", as no names and shapes are the same"),
+            logger="current",
+        )
 
     @abstractmethod
     def _build_frozen_teacher(self, network: nn.Module, dtype: torch.dtype | None) -> FrozenTeacher:

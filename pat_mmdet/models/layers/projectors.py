@@ -129,11 +129,18 @@ class FeatureProjector(nn.Module):
         in_channels (int): Channels of the student's map.
         out_channels (int): Channels of the teacher's map.
         norm (bool): Whether there is a batch norm. A loss that standardises channels needs none.
+        project (bool): Whether there is a convolution. Without one, channels stay what they are.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, norm: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, norm: bool = True, project: bool = True
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.conv = (
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+            if project
+            else nn.Identity()
+        )
         self.norm = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:

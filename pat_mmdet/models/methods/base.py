@@ -23,6 +23,8 @@ class BaseMethod(nn.Module, ABC):
             prompted.
         watched_loss (str, optional): Name of a loss, weighted by ``fd_weight``, that does harm
             where it is much larger than all others; the distiller warns of it in the first steps.
+        inherit_heads (bool): Whether the student begins with the teacher's neck and heads where
+            they have its shapes, as in FGD (Yang et al., CVPR 2022).
 
     Example:
         >>> @METHODS.register_module()
@@ -39,6 +41,7 @@ class BaseMethod(nn.Module, ABC):
 
     first_prompted_stage: int = 0
     watched_loss: str | None = None
+    inherit_heads: bool = False
 
     @property
     @abstractmethod

@@ -79,6 +79,7 @@ class PAT(BaseMethod):
         temperature (float): Temperature of both KL terms.
         alignment (str): What of the student is compared with the teacher's levels. ``'raa'``: maps
             that are constant within regions. ``'projector'``: FitNet's projection of the level.
+            ``'identity'``: the level itself, which needs a projection where widths differ.
             ``'projector+raa'``: their sum, where RAA has a gate for each channel that starts at 0.
         distance (str): ``'hcl'``, the hierarchical context loss; ``'mse'``; or ``'correlation'``,
             1 − r of each channel, weighted by the channel's spread in the plain teacher, see
@@ -95,6 +96,9 @@ class PAT(BaseMethod):
             affine part is left to that convolution.
         aligner_init (str): Initialisation of all aligning layers. ``'torch'``: the defaults of
             torch. ``'released'``: that of the released code.
+        inherit_heads (bool): Whether the student begins with the teacher's neck and heads where
+            they have its shapes, as in FGD (Yang et al., CVPR 2022). With ``'identity'`` its
+            features are then learnt in the space that these heads read.
 
     Attributes:
         observer (Callable, optional): Called in each step with the aligned student features, the
@@ -118,13 +122,14 @@ class PAT(BaseMethod):
         fd_weight: NonNegativeFloat = 1.0,
         reg_weight: NonNegativeFloat = 1.0,
         temperature: PositiveFloat = 1.0,
-        alignment: Literal["raa", "projector", "projector+raa"] = "raa",
+        alignment: Literal["raa", "projector", "identity", "projector+raa"] = "raa",
         distance: Literal["hcl", "mse", "correlation"] = "hcl",
         weigh_levels: bool = False,
         region_weight: NonNegativeFloat = 0.0,
         renormalize_target: bool = False,
         normalize_feedback: bool = False,
         aligner_init: Literal["torch", "released"] = "torch",
+        inherit_heads: bool = False,
     ) -> None:
         super().__init__()
         self.prompt = prompt
@@ -144,6 +149,7 @@ class PAT(BaseMethod):
         self.renormalize_target = renormalize_target
         self.normalize_feedback = normalize_feedback
         self.aligner_init = aligner_init
+        self.inherit_heads = inherit_heads
         # A plain dict: its tensors change their shapes, and differ between processes.
         self._previous: dict[str, Tensor] = {}
 
@@ -208,11 +214,9 @@ class PAT(BaseMethod):
                 else MapAligner(self.raa_dim, shape[0])
                 for shape in teacher.features
             )
-        if "projector" in self.alignment:
-            # RAA's gate weighs it against maps with a norm; a correlation needs none.
-            norm = self.alignment != "projector" or self.distance != "correlation"
+        if self.alignment != "raa":
             self.projectors = nn.ModuleList(
-                FeatureProjector(student_shape[0], teacher_shape[0], norm=norm)
+                self._build_projector(student_shape[0], teacher_shape[0])
                 for student_shape, teacher_shape in zip(student.features, teacher.features)
             )
         if self.alignment == "projector+raa":
@@ -225,6 +229,13 @@ class PAT(BaseMethod):
             for name, layers in self.named_children():
                 if name != "raa":
                     layers.apply(_init_as_released)
+
+    def _build_projector(self, in_channels: int, out_channels: int) -> FeatureProjector:
+        """Build the layer from a level of the student to one of the teacher."""
+        project = self.alignment != "identity" or in_channels != out_channels
+        # RAA's gate weighs it against maps with a norm; a correlation needs none.
+        norm = self.alignment == "projector+raa" or self.distance != "correlation"
+        return FeatureProjector(in_channels, out_channels, norm=project and norm, project=project)
 
     def forward(
         self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
@@ -267,11 +278,11 @@ class PAT(BaseMethod):
         sizes = [target.shape[-2:] for target in targets]
         if "raa" in self.alignment:
             coarse = [align(x, size) for align, x, size in zip(self.aligners, regions, sizes)]
-        if "projector" in self.alignment:
+        if self.alignment != "raa":
             fine = [project(x, size) for project, x, size in zip(self.projectors, features, sizes)]
         if self.alignment == "raa":
             return coarse
-        if self.alignment == "projector":
+        if self.alignment != "projector+raa":
             return fine
         return [x + gate[:, None, None] * y for x, gate, y in zip(fine, self.gates, coarse)]
 
@@ -406,8 +417,8 @@ class PAT(BaseMethod):
                 "current",
                 logging.WARNING,
             )
-        device = next(self.parameters()).device
-        self._previous = {stage: value.to(device) for stage, value in state.items()}
+        for stage, value in state.items():
+            self._previous[stage] = value.to(self.prompts[stage].beta.device)
 
 
 def _mse(student: Tensor, teacher: Tensor) -> Tensor:

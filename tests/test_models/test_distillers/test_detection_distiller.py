@@ -51,6 +51,29 @@ def test_state_dict_keys(model):
     assert all(torch.equal(state[key], student[key]) for key in plain)
 
 
+def test_inherited_heads():
+    options = dict(alignment="identity", inherit_heads=True, distance="mse", afp_stages=())
+    model = build(pair_config(**{f"model__method__{key}": options[key] for key in options}))
+    student, teacher = model.student.state_dict(), model.teacher.state_dict()
+    inherited = {
+        name for name in student if name in teacher and torch.equal(student[name], teacher[name])
+    }
+    assert {name.partition(".")[0] for name in inherited} == {"neck", "rpn_head", "roi_head"}
+    assert {name for name in student if name.startswith(("rpn_head", "roi_head"))} <= inherited
+    # Those of the backbone are the student's own, as are the convolutions that read them.
+    plain = build(pair_config()).student.state_dict()
+    assert_equal_states(
+        {name: student[name] for name in student if name not in inherited},
+        {name: plain[name] for name in student if name not in inherited},
+    )
+    # Weights that were loaded or trained stay.
+    with torch.no_grad():
+        model.student.roi_head.bbox_head.fc_cls.weight.zero_()
+    model.init_weights()
+    assert not model.student.roi_head.bbox_head.fc_cls.weight.any()
+    assert not list(model.distill.parameters())  # levels of equal width need no projection
+
+
 def test_checkpoint_round_trip(model):
     state = {key: value.clone() for key, value in model.state_dict().items()}
     other = build(pair_config(), seed=1)

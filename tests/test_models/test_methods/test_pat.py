@@ -25,6 +25,7 @@ OPTIONS = {
     "correlation": dict(distance="correlation", normalize_feedback=True),
     "regions": dict(region_weight=2.0, renormalize_target=True),
     "plus": PLUS,
+    "identity": dict(PLUS, alignment="identity"),
     "plus with regions": dict(PLUS, region_weight=10.0),
     "plus with prompts": dict(PLUS, afp_stages=(1,), prompted_share=0.5, renormalize_target=True),
 }
