@@ -94,6 +94,17 @@ def test_every_parameter_gets_a_gradient_without_waiting(options):
 
 
 @every_form
+def test_half_precision_is_finite(options):
+    method = make_pat(**options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = method(student_outputs(), ToyTeacher().plain(), ToyTeacher())
+    sum(losses.values()).backward()
+    for loss in losses.values():
+        assert loss.dtype == torch.float32 and torch.isfinite(loss)
+    assert all(torch.isfinite(param.grad).all() for param in method.parameters())
+
+
+@every_form
 def test_first_step_uses_every_parameter(options):
     """Distributed training does not look for unused ones."""
     method = build_layers(PAT(**{"raa_grid": 2, "raa_dim": 16, **options}), STUDENT, TEACHER)
