@@ -153,6 +153,8 @@ class PAT(BaseMethod):
             raise ValueError(f"raa_grid={raa_grid} and raa_dim={raa_dim}: give 1 or more of each")
         if not 0 < prompted_share <= 1:
             raise ValueError(f"prompted_share={prompted_share} is not above 0 and at most 1")
+        # A correlation has no scale, and its value says little of its gradient.
+        self.watched_loss = None if distance == "correlation" else "loss_fd"
         # A plain dict: its tensors change their shapes, and differ between processes.
         self._previous: dict[str, Tensor] = {}
 
@@ -166,11 +168,6 @@ class PAT(BaseMethod):
         if self.kd_weight:
             return requires | Requires.LOGITS
         return requires | Requires.TEACHER_LOGITS if prompted and self.reg_weight else requires
-
-    @property
-    def watched_loss(self) -> str | None:
-        """str, optional: ``loss_fd``, where it has the scale of the teacher's features."""
-        return None if self.distance == "correlation" else "loss_fd"
 
     def build_layers(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         """Build the aligning layers and the prompts; arguments as in :class:`BaseMethod`.
