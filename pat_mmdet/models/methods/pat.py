@@ -85,8 +85,8 @@ class PAT(BaseMethod):
         region_weight (float): Weight of ``loss_region``: 1 − r between what RAA's regions predict
             and the averages of the teacher's level over these regions.
         renormalize_target (bool): Whether channels of the prompted teacher's features get the mean
-            and the spread of the plain one's, so that prompts cannot bring a level nearer by
-            shrinking it.
+            and the spread of the plain one's, so that prompts cannot lower a raw distance by
+            shrinking a level. A correlation has no use for it.
         normalize_feedback (bool): Whether channels of the gap are standardised, as by the batch
             norm before the feedback's convolution in the released code for classification. Its
             affine part is left to that convolution.
@@ -99,7 +99,7 @@ class PAT(BaseMethod):
             prompted teacher (None without prompts).
 
     Raises:
-        ValueError: If an option is unknown or out of range.
+        ValueError: If an option is unknown, out of range, or has no effect with the others.
     """
 
     observer: (
@@ -153,21 +153,39 @@ class PAT(BaseMethod):
             raise ValueError(f"raa_grid={raa_grid} and raa_dim={raa_dim}: give 1 or more of each")
         if not 0 < prompted_share <= 1:
             raise ValueError(f"prompted_share={prompted_share} is not above 0 and at most 1")
+        prompted = self._is_prompted
+        for name, is_read, reader in (
+            ("weigh_levels", distance == "correlation" or region_weight, "distance='correlation'"),
+            (
+                "renormalize_target",
+                prompted and distance != "correlation",
+                "prompts and raw distance",
+            ),
+            ("normalize_feedback", prompted and feedback != "none", "prompts with feedback"),
+        ):
+            if getattr(self, name) and not is_read:
+                raise ValueError(f"{name}=True has no effect without {reader}; leave it out")
         # A correlation has no scale, and its value says little of its gradient.
         self.watched_loss = None if distance == "correlation" else "loss_fd"
         # A plain dict: its tensors change their shapes, and differ between processes.
         self._previous: dict[str, Tensor] = {}
 
     @property
+    def _is_prompted(self) -> bool:
+        """bool: Whether any stage of the teacher has a prompt."""
+        return self.afp_stages is None or len(self.afp_stages) > 0
+
+    @property
     def requires(self) -> Requires:
         """Requires: Features, prompts if there are any, and logits of terms with a weight."""
         requires = Requires.FEATURES
-        prompted = self.afp_stages is None or len(self.afp_stages) > 0
-        if prompted:
+        if self._is_prompted:
             requires |= Requires.PROMPTS
         if self.kd_weight:
             return requires | Requires.LOGITS
-        return requires | Requires.TEACHER_LOGITS if prompted and self.reg_weight else requires
+        if self._is_prompted and self.reg_weight:
+            return requires | Requires.TEACHER_LOGITS
+        return requires
 
     def build_layers(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         """Build the aligning layers and the prompts; arguments as in :class:`BaseMethod`.
@@ -242,7 +260,7 @@ class PAT(BaseMethod):
         regions = self.raa(student.features) if hasattr(self, "raa") else []
         aligned = self._align(student.features, regions, teacher.features)
         targets, prompted = list(teacher.features), None
-        if len(self.prompts):
+        if self._is_prompted:
             prompted = self._forward_prompted(aligned, teacher, frozen_teacher)
             targets = list(map(self._target, prompted.features, teacher.features))
         if self.observer is not None:

@@ -26,7 +26,7 @@ OPTIONS = {
     "regions": dict(region_weight=2.0, renormalize_target=True),
     "plus": PLUS,
     "plus with regions": dict(PLUS, region_weight=10.0),
-    "plus with prompts": dict(PLUS, afp_stages=(1,), prompted_share=0.5, renormalize_target=True),
+    "plus with prompts": dict(PLUS, afp_stages=(1,), prompted_share=0.5),
 }
 every_form = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -127,6 +127,13 @@ def test_requirements():
         (dict(alignment="both"), "unknown alignment 'both'; known: raa, projector"),
         (dict(distance="cosine"), "unknown distance 'cosine'; known: hcl, mse, correlation"),
         (dict(aligner_init="normal"), "unknown aligner_init 'normal'; known: torch, released"),
+        (dict(weigh_levels=True), "weigh_levels=True has no effect without distance='correlation'"),
+        (
+            dict(renormalize_target=True, afp_stages=()),
+            "no effect without prompts and raw distance",
+        ),
+        (dict(renormalize_target=True, distance="correlation"), "without prompts and raw distance"),
+        (dict(normalize_feedback=True, feedback="none"), "no effect without prompts with feedback"),
         (dict(afp_stages=(2,)), r"afp_stages=\(2,\): the teacher has the stages 0 to 1"),
     ],
 )
