@@ -144,31 +144,41 @@ class PAT(BaseMethod):
         self.renormalize_target = renormalize_target
         self.normalize_feedback = normalize_feedback
         self.aligner_init = aligner_init
+        self._check_options()
+        # A correlation has no scale, and its value says little of its gradient.
+        self.watched_loss = None if distance == "correlation" else "loss_fd"
+        # A plain dict: its tensors change their shapes, and differ between processes.
+        self._previous: dict[str, Tensor] = {}
+
+    def _check_options(self) -> None:
+        """Check the options alone and together.
+
+        Raises:
+            ValueError: If one is unknown, out of range, or has no effect with the others.
+        """
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"unknown {name} {getattr(self, name)!r}; known: {', '.join(choices)}"
                 )
-        if raa_grid < 1 or raa_dim < 1:
-            raise ValueError(f"raa_grid={raa_grid} and raa_dim={raa_dim}: give 1 or more of each")
-        if not 0 < prompted_share <= 1:
-            raise ValueError(f"prompted_share={prompted_share} is not above 0 and at most 1")
-        prompted = self._is_prompted
-        for name, is_read, reader in (
-            ("weigh_levels", distance == "correlation" or region_weight, "distance='correlation'"),
-            (
-                "renormalize_target",
-                prompted and distance != "correlation",
-                "prompts and raw distance",
+        if self.raa_grid < 1 or self.raa_dim < 1:
+            raise ValueError(
+                f"raa_grid={self.raa_grid} and raa_dim={self.raa_dim}: give 1 or more of each"
+            )
+        if not 0 < self.prompted_share <= 1:
+            raise ValueError(f"prompted_share={self.prompted_share} is not above 0 and at most 1")
+        raw = self.distance != "correlation"
+        needs = {
+            "weigh_levels": ("distance='correlation'", self.region_weight or not raw),
+            "renormalize_target": ("prompts and a raw distance", self._is_prompted and raw),
+            "normalize_feedback": (
+                "prompts with feedback",
+                self._is_prompted and self.feedback != "none",
             ),
-            ("normalize_feedback", prompted and feedback != "none", "prompts with feedback"),
-        ):
-            if getattr(self, name) and not is_read:
-                raise ValueError(f"{name}=True has no effect without {reader}; leave it out")
-        # A correlation has no scale, and its value says little of its gradient.
-        self.watched_loss = None if distance == "correlation" else "loss_fd"
-        # A plain dict: its tensors change their shapes, and differ between processes.
-        self._previous: dict[str, Tensor] = {}
+        }
+        for name, (need, is_met) in needs.items():
+            if getattr(self, name) and not is_met:
+                raise ValueError(f"{name}=True has no effect without {need}; leave it out")
 
     @property
     def _is_prompted(self) -> bool:

@@ -130,9 +130,12 @@ def test_requirements():
         (dict(weigh_levels=True), "weigh_levels=True has no effect without distance='correlation'"),
         (
             dict(renormalize_target=True, afp_stages=()),
-            "no effect without prompts and raw distance",
+            "no effect without prompts and a raw distance",
         ),
-        (dict(renormalize_target=True, distance="correlation"), "without prompts and raw distance"),
+        (
+            dict(renormalize_target=True, distance="correlation"),
+            "without prompts and a raw distance",
+        ),
         (dict(normalize_feedback=True, feedback="none"), "no effect without prompts with feedback"),
         (dict(afp_stages=(2,)), r"afp_stages=\(2,\): the teacher has the stages 0 to 1"),
     ],
