@@ -8,9 +8,16 @@ from PIL import Image
 
 
 def test_figure_of_forms_with_and_without_prompts(tmp_path):
-    plain = dict(explained=[0.1, 0.2], distance=[2.0, 1.0])
-    prompted = dict(plain, explainable=[0.5, 1.0], irreducible=[0.5, 0.0], energy=[0.9, 0.5],
-                    drift=[0.1, 0.2], agreement=0.7)  # fmt: skip
+    plain = dict(explained=[0.1, 0.2])
+    prompted = dict(
+        plain,
+        explainable=[0.5, 1.0],
+        distance=[2.0, 1.0],
+        irreducible=[0.5, 0.0],
+        energy=[0.9, 0.5],
+        drift=[0.1, 0.2],
+        agreement=0.7,
+    )
     records = {
         "pat": [dict(prompted, step=1), dict(prompted, step=11)],
         "pat_plus": [dict(plain, step=1), dict(plain, step=11)],

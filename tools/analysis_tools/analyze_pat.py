@@ -25,12 +25,13 @@ from pat_mmdet.utils.io import write_atomic
 from pat_mmdet.utils.paths import TOOLS
 
 NAME = "pat_statistics"
-# Title of a row of the figure, its quantity, and another one that is drawn dashed.
+# Title of a row of the figure, its quantity, another one that is drawn dashed, and why a form may
+# have none.
 ROWS = (
-    ("variance explained", "explained", "explainable"),
-    ("squared distance / variance", "distance", "irreducible"),
-    ("energy, prompted / plain", "energy", None),
-    ("agreement of logits", "agreement", None),
+    ("variance explained", "explained", "explainable", ""),
+    ("squared distance / variance", "distance", "irreducible", "no raw distance"),
+    ("energy, prompted / plain", "energy", None, "no prompts"),
+    ("agreement of logits", "agreement", None, "no prompts"),
 )
 
 
@@ -88,7 +89,7 @@ def plot(records: dict[str, list[dict]], path: Path) -> None:
         len(ROWS), len(records), figsize=size, sharex=True, sharey="row", squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for (title, solid, dashed), row in zip(ROWS, axes):
+    for (title, solid, dashed, reason), row in zip(ROWS, axes):
         row[0].set_ylabel(title)
         for axis, steps in zip(row, records.values()):
             for name, style in ((solid, "-"), (dashed, "--")):
@@ -100,9 +101,12 @@ def plot(records: dict[str, list[dict]], path: Path) -> None:
                 for level, line in enumerate(lines if isinstance(values[0], list) else ()):
                     line.set(color=f"C{level}", label=f"level {level}" if style == "-" else None)
             if not any(solid in step for step in steps):
-                axis.text(0.5, 0.5, "no prompts", ha="center", transform=axis.transAxes)
+                axis.text(0.5, 0.5, reason, ha="center", transform=axis.transAxes)
             axis.grid(alpha=0.3)
-        row[0].set_ylim(bottom=0)
+        if solid == "distance":
+            row[0].set_yscale("log")
+        else:
+            row[0].set_ylim(0, 1.05 * max(1, row[0].get_ylim()[1]))
     for axis, name in zip(axes[0], records):
         axis.set_title(name)
     for axis in axes[-1]:

@@ -35,7 +35,7 @@ class PATStatisticsHook(Hook):
     * ``explainable``: the largest share that RAA's aligned maps, constant within regions, could
       explain of it; for token teachers, maps of the rank that the aligner has.
     * ``distance``: mean squared distance of aligned student and target, over the variance of the
-      plain teacher.
+      plain teacher; not for ``distance='correlation'``, which leaves the student's scale free.
     * ``irreducible``: the part of that distance that no student could remove, as it lies within
       the target's regions.
     * ``energy``: mean square of the prompted teacher's features over that of the plain one's.
@@ -105,21 +105,20 @@ class PATStatisticsHook(Hook):
     ) -> None:
         """Record the statistics of a step; arguments as in :attr:`PAT.observer`."""
         variances = [_variance(x) for x in plain.features]
-        pairs = [(x[: len(y)], y) for x, y in zip(aligned, targets)]
-        record = {
-            "explained": list(map(explained_share, aligned, plain.features)),
-            "distance": [_ratio(F.mse_loss(*pair), var) for pair, var in zip(pairs, variances)],
-        }
+        record = {"explained": list(map(explained_share, aligned, plain.features))}
+        if self._method.distance != "correlation":
+            gaps = [F.mse_loss(x[: len(y)], y) for x, y in zip(aligned, targets)]
+            record["distance"] = list(map(_ratio, gaps, variances))
         if self._method.alignment == "raa":
             grid, aligners = self._method.raa_grid, self._method.aligners
             for name, features in (("explainable", plain.features), ("irreducible", targets)):
                 rests = [unreachable_variance(x, a, grid) for x, a in zip(features, aligners)]
-                record[name] = [_ratio(rest, var) for rest, var in zip(rests, variances)]
+                record[name] = list(map(_ratio, rests, variances))
             record["explainable"] = [1 - share for share in record["explainable"]]
         if prompted is not None:
             both = [(x, y[: len(x)]) for x, y in zip(prompted.features, plain.features)]
             record["energy"] = [_ratio(x.square().mean(), y.square().mean()) for x, y in both]
-            record["drift"] = [_ratio(F.mse_loss(*xy), var) for xy, var in zip(both, variances)]
+            record["drift"] = list(map(_ratio, (F.mse_loss(*pair) for pair in both), variances))
             if prompted.logits is not None:
                 winners = prompted.logits.argmax(1)
                 same = winners == plain.logits[: len(winners)].argmax(1)

@@ -89,8 +89,8 @@ class PAT(BaseMethod):
         region_weight (float): Weight of ``loss_region``: 1 − r between what RAA's regions predict
             and the averages of the teacher's level over these regions.
         renormalize_target (bool): Whether channels of the prompted teacher's features get the mean
-            and the spread of the plain one's, so that prompts cannot bring a level nearer by
-            shrinking it.
+            and the spread of the plain one's, so that prompts cannot lower a raw distance by
+            shrinking a level. A correlation has no use for it.
         normalize_feedback (bool): Whether channels of the gap are standardised, as by the batch
             norm before the feedback's convolution in the released code for classification. Its
             affine part is left to that convolution.
@@ -104,6 +104,9 @@ class PAT(BaseMethod):
         observer (Callable, optional): Called in each step with the aligned student features, the
             levels that their first images are compared with, and the outputs of the plain and the
             prompted teacher (None without prompts).
+
+    Raises:
+        ValueError: If an option has no effect with the others.
     """
 
     observer: (
@@ -150,24 +153,47 @@ class PAT(BaseMethod):
         self.normalize_feedback = normalize_feedback
         self.aligner_init = aligner_init
         self.inherit_heads = inherit_heads
+        self._check_options()
+        # A correlation has no scale, and its value says little of its gradient.
+        self.watched_loss = None if distance == "correlation" else "loss_fd"
         # A plain dict: its tensors change their shapes, and differ between processes.
         self._previous: dict[str, Tensor] = {}
+
+    def _check_options(self) -> None:
+        """Check the options against each other.
+
+        Raises:
+            ValueError: If one has no effect with the others.
+        """
+        raw = self.distance != "correlation"
+        needs = {
+            "weigh_levels": ("distance='correlation'", self.region_weight or not raw),
+            "renormalize_target": ("prompts and a raw distance", self._is_prompted and raw),
+            "normalize_feedback": (
+                "prompts with feedback",
+                self._is_prompted and self.feedback != "none",
+            ),
+        }
+        for name, (need, is_met) in needs.items():
+            if getattr(self, name) and not is_met:
+                raise ValueError(f"{name}=True has no effect without {need}; leave it out")
+
+    @property
+    def _is_prompted(self) -> bool:
+        """bool: Whether any stage of the teacher has a prompt."""
+        return self.afp_stages is None or len(self.afp_stages) > 0
 
     @property
     def requires(self) -> Requires:
         """Requires: Features, prompts if there are any, and logits of terms with a weight."""
         requires = Requires.FEATURES
-        prompted = self.afp_stages is None or len(self.afp_stages) > 0
-        if prompted:
+        if self._is_prompted:
             requires |= Requires.PROMPTS
         if self.kd_weight:
             return requires | Requires.LOGITS
-        return requires | Requires.TEACHER_LOGITS if prompted and self.reg_weight else requires
-
-    @property
-    def watched_loss(self) -> str | None:
-        """str, optional: ``loss_fd``, where it has the scale of the teacher's features."""
-        return None if self.distance == "correlation" else "loss_fd"
+        if self._is_prompted and self.reg_weight:
+            return requires | Requires.TEACHER_LOGITS
+        return requires
 
     def build_layers(self, student: FeatureSpec, teacher: FeatureSpec) -> None:
         """Build the aligning layers and the prompts; arguments as in :class:`BaseMethod`.
@@ -247,7 +273,7 @@ class PAT(BaseMethod):
         regions = self.raa(student.features) if hasattr(self, "raa") else []
         aligned = self._align(student.features, regions, teacher.features)
         targets, prompted = list(teacher.features), None
-        if len(self.prompts):
+        if self._is_prompted:
             prompted = self._forward_prompted(aligned, teacher, frozen_teacher)
             targets = list(map(self._target, prompted.features, teacher.features))
         if self.observer is not None:

@@ -90,6 +90,8 @@ def test_hook_records_every_interval_and_the_last_step(tmp_path):
 def test_hook_without_prompts_and_regions(tmp_path):
     for record in run(tmp_path, make_pat(alignment="projector", afp_stages=())):
         assert set(record) == {"step", "explained", "distance"}
+    for record in run(tmp_path, make_pat(distance="correlation", afp_stages=())):
+        assert set(record) == {"step", "explained", "explainable", "irreducible"}
 
 
 def test_resume_continues_the_records(tmp_path):

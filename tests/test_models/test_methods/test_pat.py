@@ -27,7 +27,7 @@ OPTIONS = {
     "plus": PLUS,
     "identity": dict(PLUS, alignment="identity"),
     "plus with regions": dict(PLUS, region_weight=10.0),
-    "plus with prompts": dict(PLUS, afp_stages=(1,), prompted_share=0.5, renormalize_target=True),
+    "plus with prompts": dict(PLUS, afp_stages=(1,), prompted_share=0.5),
 }
 every_form = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -95,6 +95,17 @@ def test_every_parameter_gets_a_gradient_without_waiting(options):
 
 
 @every_form
+def test_half_precision_is_finite(options):
+    method = make_pat(**options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = method(student_outputs(), ToyTeacher().plain(), ToyTeacher())
+    sum(losses.values()).backward()
+    for loss in losses.values():
+        assert loss.dtype == torch.float32 and torch.isfinite(loss)
+    assert all(torch.isfinite(param.grad).all() for param in method.parameters())
+
+
+@every_form
 def test_first_step_uses_every_parameter(options):
     """Distributed training does not look for unused ones."""
     method = build_layers(PAT(**{"raa_grid": 2, "raa_dim": 16, **options}), STUDENT, TEACHER)
@@ -111,9 +122,25 @@ def test_requirements():
     assert PAT(afp_stages=(), kd_weight=0).requires == features
 
 
-def test_unknown_stage_is_refused():
-    with pytest.raises(ValueError, match=r"afp_stages=\(2,\): the teacher has the stages 0 to 1"):
-        make_pat(afp_stages=(2,))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(weigh_levels=True), "weigh_levels=True has no effect without distance='correlation'"),
+        (
+            dict(renormalize_target=True, afp_stages=()),
+            "no effect without prompts and a raw distance",
+        ),
+        (
+            dict(renormalize_target=True, distance="correlation"),
+            "without prompts and a raw distance",
+        ),
+        (dict(normalize_feedback=True, feedback="none"), "no effect without prompts with feedback"),
+        (dict(afp_stages=(2,)), r"afp_stages=\(2,\): the teacher has the stages 0 to 1"),
+    ],
+)
+def test_options_without_effect_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_pat(**options)
 
 
 def test_projector_and_mse_without_prompts_are_fitnet():
