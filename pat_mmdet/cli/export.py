@@ -83,7 +83,7 @@ def plain_config(cfg: Config) -> Config:
     plain["default_hooks"] = {
         name: hook
         for name, hook in plain.get("default_hooks", {}).items()
-        if hook is None or hook["type"] != "CheckConfigHook"
+        if hook is None or _package(_plain_class(hook["type"])) != "pat_mmdet"
     }
     imports = plain.pop("custom_imports", {}).get("imports", [])
     roots = {node["data_root"] for node in _nodes(plain) if node.get("data_root")}

@@ -21,7 +21,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from pat_mmdet.cli.arguments import add_cfg_options
-from pat_mmdet.utils import check_data, load_config
+from pat_mmdet.utils import load_config
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
 
@@ -105,6 +105,9 @@ def report(config: str, result: dict) -> str:
 def main() -> None:
     """Measure, print, and write the result where asked to."""
     args = parse_args()
+
+    from pat_mmdet.utils import check_data
+
     with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options)
         if cfg.get("train_dataloader") is None:
