@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers.runs import evaluation, log, step
 from helpers.tools import ROOT
@@ -270,6 +271,19 @@ def trained(folder, steps, value, seconds=0.5, **start):
     (folder / f"iter_{steps}.pth").touch()
     start = {"hardware": "GPU x 8", "revision": "abc", "exit_code": 0, **start}
     write_record(folder, {"length": [steps, "iter"], "options": [], "starts": [start]})
+
+
+def test_damaged_last_checkpoint_is_trained_again(slurm, tmp_path, reproduce):
+    flags = ["--cells", "*/none", *slurm]
+    reproduce(*flags)
+    folder = tmp_path / "work/digits/equal" / PAIR / "none/seed_0"
+    log(folder, "20260101_000000", step(300), evaluation(300, 0.1))
+    checkpoint = folder / "iter_300.pth"
+    torch.save({"state_dict": {}}, checkpoint)
+    assert "done already" in reproduce(*flags)[0]
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    output, _ = reproduce(*flags)
+    assert f"{checkpoint} is damaged" in output and ": training, logs in" in output
 
 
 def test_collected_table(tmp_path, reproduce):

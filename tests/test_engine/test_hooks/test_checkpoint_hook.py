@@ -349,7 +349,7 @@ def test_full_disk(tmp_path, restore_scope, monkeypatch):
         patch.setattr(Path, "write_bytes", fill)
         runner(tmp_path, checkpoint=dict(max_keep_ckpts=1)).train()
     path = str(tmp_path / "iter_4.pth")
-    assert stop.value.code.startswith(f"error: no space left to write {path!r}: free some")
+    assert stop.value.code.startswith(f"error: no space left to write {path!r}; free some")
     assert whole(tmp_path) == ["best_score_iter_2.pth", "iter_2.pth"]
     again = runner(tmp_path, name="again", checkpoint=dict(max_keep_ckpts=1), resume=True)
     again.train()
