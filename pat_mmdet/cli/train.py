@@ -74,7 +74,9 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
         hook = cfg.get("default_hooks", {}).get("checkpoint") or {}
         folder = checkpoint_folder(cfg.work_dir, hook.get("out_dir"))
         # SafeCheckpointHook chooses among them. The first start has the weights of the config.
-        cfg.resume = cfg.get("load_from") is None or bool(list_checkpoints(folder))
+        cfg.resume = cfg.get("load_from") is None or bool(
+            list_checkpoints(folder, hook.get("filename_tmpl"))
+        )
         if cfg.resume:
             cfg.load_from = None
     elif args.resume is not None:

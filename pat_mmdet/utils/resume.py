@@ -12,23 +12,28 @@ from mmengine.logging import print_log
 
 from pat_mmdet.utils.checkpoint import read_training
 
-# Checkpoints of a training end with the number of the epoch or iteration.
-_NUMBERED = re.compile(r"(?!best_).*?(\d+)(?:_iter_(\d+))?\.pth")
+# How mmengine names the checkpoints of a training.
+_TEMPLATES = ("iter_{}.pth", "epoch_{}.pth")
 # What of a config decides how a training goes on.
 _SETTINGS = ("model", "optim_wrapper", "param_scheduler", "train_cfg", "auto_scale_lr")
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path, template: str | None = None) -> list[Path]:
     """Return the checkpoints of a training that are in a folder, the newest first.
 
     Args:
         folder (Path): The work dir, or another folder for its checkpoints.
+        template (str, optional): ``filename_tmpl`` of the checkpoint hook.
 
     Returns:
-        list[Path]: Files such as ``iter_5000.pth``; those of the best scores are left out.
+        list[Path]: Files such as ``iter_5000.pth`` or ``epoch_2_iter_900.pth``; not the best ones.
     """
-    numbered = [path for path in folder.glob("*.pth") if _NUMBERED.fullmatch(path.name)]
-    return sorted(numbered, key=_number, reverse=True)
+    templates = {*_TEMPLATES, template or _TEMPLATES[0]}
+    names = re.compile(
+        "|".join(re.escape(name).replace(r"\{\}", r"\d+(_iter_\d+)?") for name in templates)
+    )
+    found = [path for path in folder.glob("*") if names.fullmatch(path.name)]
+    return sorted(found, key=_number, reverse=True)
 
 
 def checkpoint_folder(work_dir: str, out_dir: str | None = None) -> Path:
@@ -41,7 +46,9 @@ def checkpoint_folder(work_dir: str, out_dir: str | None = None) -> Path:
     return Path(work_dir) if out_dir is None else Path(out_dir, Path(work_dir).name)
 
 
-def find_resumable(work_dir: Path, folder: Path) -> tuple[str, dict] | None:
+def find_resumable(
+    work_dir: Path, folder: Path, template: str | None = None
+) -> tuple[str, dict] | None:
     """Find the newest whole checkpoint of a training; warn about what is wrong with newer ones.
 
     What ``last_checkpoint`` names is not needed, so that a copied work dir goes on from its own
@@ -50,6 +57,7 @@ def find_resumable(work_dir: Path, folder: Path) -> tuple[str, dict] | None:
     Args:
         work_dir (Path): The work dir, which has ``last_checkpoint``.
         folder (Path): The folder with the checkpoints, the work dir as a rule.
+        template (str, optional): ``filename_tmpl`` of the checkpoint hook.
 
     Returns:
         tuple[str, dict] | None: Path and content of the checkpoint; None if there is none, damaged
@@ -58,7 +66,7 @@ def find_resumable(work_dir: Path, folder: Path) -> tuple[str, dict] | None:
     Raises:
         ValueError: If there are checkpoints and a training can go on from none of them.
     """
-    checkpoints = list_checkpoints(folder)
+    checkpoints = list_checkpoints(folder, template)
     last = work_dir / "last_checkpoint"
     text = last.read_text(encoding="utf-8", errors="replace").strip() if last.is_file() else ""
     named = folder / Path(text).name
@@ -98,7 +106,7 @@ def _warn(message: str) -> None:
 
 def _number(path: Path) -> tuple[int, ...]:
     """Return the epoch or iteration in the name of a checkpoint, with the iteration within it."""
-    return tuple(int(number or 0) for number in _NUMBERED.fullmatch(path.name).groups())
+    return tuple(map(int, re.findall(r"\d+", path.name)))
 
 
 def training_settings(cfg: Mapping, num_processes: int) -> dict[str, str]:

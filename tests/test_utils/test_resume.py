@@ -59,10 +59,12 @@ def test_newest_checkpoint_by_number(folder, warnings):
         "iter_10.pth", "iter_4.pth", "iter_2.pth",
     ]  # fmt: skip
     assert found(folder) == "iter_10.pth" and not warnings
-    for name in ("epoch_1.pth", "epoch_2_iter_30.pth", "epoch_2.pth", "epoch_10.pth"):
-        save(folder.parent / name)
-    names = [path.name for path in list_checkpoints(folder.parent)]
-    assert names == ["epoch_10.pth", "epoch_2_iter_30.pth", "epoch_2.pth", "epoch_1.pth"]
+    other = folder.parent
+    for name in ("epoch_1", "epoch_2_iter_30", "epoch_2", "epoch_10", "swin_224", "v1_9_e"):
+        save(other / f"{name}.pth")
+    names = [path.stem for path in list_checkpoints(other)]
+    assert names == ["epoch_10", "epoch_2_iter_30", "epoch_2", "epoch_1"]
+    assert other / "v1_9_e.pth" in list_checkpoints(other, "v1_{}_e.pth")
 
 
 def cut(path):

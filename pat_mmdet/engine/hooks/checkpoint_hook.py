@@ -233,7 +233,7 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint = read_training(path)
         else:
             folder = checkpoint_folder(runner.work_dir, self.out_dir)
-            found = find_resumable(Path(runner.work_dir), folder)
+            found = find_resumable(Path(runner.work_dir), folder, self.filename_tmpl)
             if found is None:
                 return None
             path, checkpoint = found
