@@ -71,6 +71,13 @@ class SafeCheckpointHook(CheckpointHook):
     The arguments are those of ``CheckpointHook``.
     """
 
+    # Attributes of CheckpointHook.
+    backend_args: dict | None
+    best_ckpt_path: str | None
+    best_ckpt_path_dict: dict[str, str | None]
+    keep_ckpt_ids: deque
+    max_keep_ckpts: int
+
     _states: dict[str, list] | None = None
     _lock: IO | None = None
     _stop: StopRequest | None = None

@@ -42,6 +42,8 @@ class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
         **kwargs: Arguments of mmengine's ``IterBasedTrainLoop``.
     """
 
+    dataloader: DataLoader
+
     def __init__(self, runner: Runner, dataloader: dict, **kwargs: Any) -> None:
         self._dataloader_cfg = dataloader
         super().__init__(runner, training_dataloader(dataloader, **_seeds(runner)), **kwargs)
@@ -75,6 +77,8 @@ class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
         dataloader (dict): Config of the training data loader.
         **kwargs: Arguments of mmengine's ``EpochBasedTrainLoop``.
     """
+
+    dataloader: DataLoader
 
     def __init__(self, runner: Runner, dataloader: dict, **kwargs: Any) -> None:
         self._dataloader_cfg = dataloader
