@@ -17,8 +17,9 @@ from pat_mmdet.utils.paths import PACKAGE, TOOLS
 _OWN_FOLDERS = (PACKAGE, TOOLS)
 # What torch says when a process that a run needs is gone, and what it means.
 _DEATHS = {
-    r"DataLoader worker": "a data loader worker was killed, for want of memory, by hand or by StoppedWorkerHook",
-    r"DataLoader timed out": "a worker of a data loader gave no batch within its timeout",
+    r"DataLoader worker \(pid": "a data loader worker was killed: by hand, by StoppedWorkerHook or "
+    "for want of memory",
+    r"DataLoader timed out": "a data loader worker gave no batch within the timeout of the loader",
     r"gloo.*Timed out": "another process did not answer within env_cfg.dist_cfg.timeout",
     r"gloo.*(Connection|Broken pipe|error)": "another process of this run ended",
 }
@@ -45,22 +46,20 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first: BaseException = error
-        while first.__context__ is not None and not first.__suppress_context__:
-            first = first.__context__
+        chain: list[BaseException] = [error]
+        while chain[-1].__context__ is not None and not chain[-1].__suppress_context__:
+            chain.append(chain[-1].__context__)
+        first = chain[-1]
         origin = Path(traceback.extract_tb(first.__traceback__)[-1].filename).resolve()
         own = isinstance(first, _OWN_ERRORS) and any(
             folder in origin.parents for folder in _OWN_FOLDERS
         )
-        line = next(iter(str(first).strip().splitlines()), "")[:300]
-        death = next((_DEATHS[text] for text in _DEATHS if re.search(text, line)), None)
-        known = _full_disk(first) or _refused_objects(first)
-        if show_traceback or not (own or death or known or _before_training(error)):
+        known = _full_disk(first) or _refused_objects(first) or _dead_process(chain)
+        if show_traceback or not (own or known or _before_training(error)):
             raise
         if own or known:
             sys.exit(f"error: {known or first}")
-        if death:
-            sys.exit(f"error: {death} ({line}); --resume continues the training")
+        line = next(iter(str(first).strip().splitlines()), "")[:300]
         url = f" at {_local_text(error, 'url')!r}" if isinstance(error, URLError) else ""
         sys.exit(f"error: {type(first).__name__}{url}: {line} (--traceback shows where)")
 
@@ -91,6 +90,19 @@ def _refused_objects(error: BaseException) -> str | None:
         f"checkpoint {source!r} is refused: it holds pickled Python objects, which could run "
         f"foreign code{f' ({found.group()})' if found else ''}. Ask for a file with weights alone"
     )
+
+
+def _dead_process(chain: list[BaseException]) -> str | None:
+    """Return which process died, if one of the errors says so; None for other errors.
+
+    torch notices that a worker died while it handles whatever the main process was doing.
+    """
+    for error in chain:
+        line = next(iter(str(error).strip().splitlines()), "")[:300]
+        for pattern, meaning in _DEATHS.items():
+            if re.search(pattern, line):
+                return f"{meaning} ({line}); --resume continues the training"
+    return None
 
 
 def _local_text(error: BaseException, name: str) -> str | None:

@@ -231,10 +231,16 @@ def test_gloo_without_gpu(monkeypatch, printed):
     joined = []
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.distributed, "init_process_group", joined.append)
+    monkeypatch.setattr(
+        torch.distributed,
+        "init_process_group",
+        lambda backend, timeout: joined.append((backend, timeout.total_seconds())),
+    )
     cfg = pair()
+    cfg.env_cfg.dist_cfg.timeout = 77
     prepare_environment(cfg, "pytorch")
-    assert joined == ["gloo"] == [cfg.env_cfg.dist_cfg.backend]
+    assert joined == [("gloo", 77)]
+    assert cfg.env_cfg.dist_cfg == dict(backend="gloo", timeout=77)
     assert cfg.model_wrapper_cfg.type == "MMDistributedDataParallel"
     assert cfg.model_wrapper_cfg.find_unused_parameters is False
     assert cfg.model_wrapper_cfg.broadcast_buffers is False

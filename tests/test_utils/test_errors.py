@@ -88,17 +88,41 @@ def test_failed_download_names_url():
     assert line.startswith("error: OSError at 'https://host/a.pth': Name or service not known")
 
 
-def test_errors_inside_a_loop(tmp_path):
+@pytest.fixture
+def loop(tmp_path):
+    """A function that is where mmengine's loops are, and calls another."""
     path = tmp_path / "runner/loops.py"
     path.parent.mkdir()
     path.write_text("def run(step):\n    step()\n")
     spec = importlib.util.spec_from_file_location("some_loops", path)
     loops = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loops)
+    return loops.run
+
+
+@pytest.mark.parametrize(
+    "text", ["out of memory", "Caught KeyError in DataLoader worker process 0."]
+)
+def test_errors_inside_a_loop(text, loop):
     with pytest.raises(RuntimeError), clear_errors():
-        loops.run(lambda: fail(RuntimeError("out of memory")))
+        loop(lambda: fail(RuntimeError(text)))
     # What this project says about its input is one line there as well.
-    assert ends_with(lambda: loops.run(lambda: load_config("nowhere.py"))).startswith("error: con")
+    assert ends_with(lambda: loop(lambda: load_config("nowhere.py"))).startswith("error: con")
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "a data loader worker was ki"),
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", "a data loader worker was killed"),
+        ("DataLoader timed out after 5 seconds", "a data loader worker gave no batch"),
+        ("[/gloo/pair.cc:538] Read error [::1]:2: Connection reset by peer", "another process of"),
+        ("[/gloo/buffer.cc:78] Timed out waiting 8000ms for recv", "another process did not ans"),
+    ],
+)
+def test_dead_processes(text, meaning, loop):
+    line = ends_with(lambda: loop(lambda: fail(RuntimeError(text))))
+    assert line.startswith(f"error: {meaning}") and text.strip() in line and "--resume" in line
 
 
 def test_no_error_no_exit():

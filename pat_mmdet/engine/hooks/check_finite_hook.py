@@ -131,6 +131,27 @@ class CheckFiniteHook(Hook):
         if at_once or self.every_n_train_iters(runner, self.interval):
             self._read(runner, outputs)
 
+    def before_val(self, runner: Runner) -> None:
+        """Read the values that have not been read, before the model is evaluated in training.
+
+        Raises:
+            FloatingPointError: If one is not finite.
+        """
+        self._read(runner)
+
+    def on_exception(self, runner: Runner, error: Exception) -> None:
+        """Name values of this process that are not finite in place of an error that they caused.
+
+        Raises:
+            FloatingPointError: If there is one.
+        """
+        if isinstance(error, FloatingPointError):
+            return
+        problem = next(filter(None, map(_find_problem, self._steps)), None)
+        if problem is not None:
+            self._stop(runner, _describe(*problem), error)
+        self._refuse_state(runner, self._model.state_dict(), "the model has", error)
+
     def before_checkpoint(self, runner: Runner) -> None:
         """Read all values that have not been read, and check the weights, in every process.
 
@@ -178,7 +199,7 @@ class CheckFiniteHook(Hook):
         self._num_without_update = 0
         # A fused optimizer gets scaled gradients, and leaves out those that overflow.
         if getattr(optimizer, "found_inf", None) is None:
-            self._values[_GRAD_NORM] = _grad_norm(wrapper)
+            self._values.update(_grad_norm(wrapper))
         if self.max_skips and not _all_finite(list(self._values.values())):
             # Optimizers leave parameters without a gradient as they are.
             optimizer.zero_grad(set_to_none=True)
@@ -190,14 +211,7 @@ class CheckFiniteHook(Hook):
             return
         first = next(filter(None, map(_find_problem, steps)), None)
         # Of all processes, as the images of one may spoil the gradients of all.
-        iteration, _, what, images = min(filter(None, all_gather_object(first)))
-        message = f"not finite in iteration {iteration}: {what}"
-        if len(images) > _MAX_IMAGES:
-            print_log(f"{message}; its images: {', '.join(images)}", "current", logging.ERROR)
-            rest = len(images) - _MAX_IMAGES
-            images = [*images[:_MAX_IMAGES], f"and {rest} more, which are in the log"]
-        if images:
-            message += f" (images: {', '.join(images)})"
+        message = _describe(*min(filter(None, all_gather_object(first))))
         if self._num_skipped >= self.max_skips:
             self._stop(runner, message)
         self._num_skipped += 1
@@ -206,6 +220,7 @@ class CheckFiniteHook(Hook):
             "current",
             logging.WARNING,
         )
+        runner.optim_wrapper.zero_grad()  # where gradients are accumulated
         for name, buffer in self._model.named_buffers():
             buffer.copy_(self._buffers[name])
         if self._method_state is not None:
@@ -213,21 +228,23 @@ class CheckFiniteHook(Hook):
         if outputs is not None:
             outputs.clear()  # otherwise the averages of the log would be NaN for long
 
-    def _refuse_state(self, runner: Runner, state: dict, owner: str) -> None:
+    def _refuse_state(
+        self, runner: Runner, state: dict, owner: str, cause: Exception | None = None
+    ) -> None:
         """Stop if a tensor of a state is not finite."""
         names = find_non_finite(state)
         if names:
-            self._stop(runner, f"{owner} {describe_non_finite(names)}")
+            self._stop(runner, f"{owner} {describe_non_finite(names)}", cause)
 
-    def _stop(self, runner: Runner, problem: str) -> NoReturn:
-        """Raise the error that ends the training."""
+    def _stop(self, runner: Runner, problem: str, cause: Exception | None = None) -> NoReturn:
+        """Raise the error that ends the training, in place of another if that is given."""
         last = runner.message_hub.runtime_info.get("last_ckpt")
         skipped = f", after {self._num_skipped} skipped steps" if self._num_skipped else ""
         raise FloatingPointError(
             f"{problem}{skipped}; training stops, and "
             + (f"{last} stays the last checkpoint" if last else "no checkpoint was written")
             + ". Lower the learning rate or the weights of the losses, or check weights and images"
-        )
+        ) from cause
 
 
 def _is_free(model: nn.Module) -> bool:
@@ -235,19 +252,22 @@ def _is_free(model: nn.Module) -> bool:
     return get_world_size() == 1 and next(model.parameters()).device.type == "cpu"
 
 
-def _grad_norm(wrapper: OptimWrapper) -> Tensor:
-    """Return the norm of all gradients before clipping, on their device."""
+def _grad_norm(wrapper: OptimWrapper) -> dict[str, Tensor]:
+    """Return the norm of all gradients before clipping by its name, on their device."""
     grads = [
         param.grad
         for group in wrapper.optimizer.param_groups
         for param in group["params"]
         if param.grad is not None
     ]
-    if wrapper.clip_grad_kwargs and wrapper.grad_name == "grad_norm":
+    if not grads:
+        return {}
+    if wrapper.clip_grad_kwargs and wrapper.grad_name == _GRAD_NORM:
         # Clipping makes NaN or 0 of gradients whose norm is not finite; mmengine has logged it.
-        norm = wrapper.message_hub.get_scalar("train/grad_norm").current()
-        return grads[0].new_full((), norm, dtype=torch.float32)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
+        norm = wrapper.message_hub.get_scalar(f"train/{_GRAD_NORM}").current()
+        return {_GRAD_NORM: grads[0].new_full((), norm, dtype=torch.float32)}
+    norms = torch.stack(torch._foreach_norm(grads)).float()
+    return {_GRAD_NORM: torch.linalg.vector_norm(norms)}
 
 
 def _all_finite(values: list[Tensor]) -> bool:
@@ -276,6 +296,16 @@ def _find_problem(step: _Step) -> tuple[int, bool, str, list[str]] | None:
     losses = {name: value for name, value in bad.items() if name != _GRAD_NORM}
     text = ", ".join(f"{name}={value}" for name, value in (losses or bad).items())
     return step.iteration, not losses, text, step.images
+
+
+def _describe(iteration: int, gradients_alone: bool, values: str, images: list[str]) -> str:
+    """Describe a problem in a message; images that are too many for it go into the log."""
+    message = f"not finite in iteration {iteration}: {values}"
+    if len(images) > _MAX_IMAGES:
+        print_log(f"{message}; its images: {', '.join(images)}", "current", logging.ERROR)
+        rest = len(images) - _MAX_IMAGES
+        images = [*images[:_MAX_IMAGES], f"and {rest} more, which are in the log"]
+    return f"{message} (images: {', '.join(images)})" if images else message
 
 
 def _image_names(data_batch: Any) -> list[str]:

@@ -63,7 +63,8 @@ class ResumableIterBasedTrainLoop(IterBasedTrainLoop):
     def run_iter(self, data_batch: Sequence[dict]) -> None:
         """Seed all random generators by the step, then train on a batch."""
         _seed_all((_STEP, self.runner.seed, get_rank(), self._iter))
-        super().run_iter(data_batch)
+        with _hooks_see_errors(self.runner):
+            super().run_iter(data_batch)
 
 
 @LOOPS.register_module()
@@ -114,7 +115,18 @@ class ResumableEpochBasedTrainLoop(EpochBasedTrainLoop):
     def run_iter(self, idx: int, data_batch: Sequence[dict]) -> None:
         """Seed all random generators by the step, then train on a batch."""
         _seed_all((_STEP, self.runner.seed, get_rank(), self._iter))
-        super().run_iter(idx + self._num_skipped, data_batch)
+        with _hooks_see_errors(self.runner):
+            super().run_iter(idx + self._num_skipped, data_batch)
+
+
+@contextmanager
+def _hooks_see_errors(runner: Runner) -> Iterator[None]:
+    """Call ``on_exception`` of the hooks that have it before an error leaves the step."""
+    try:
+        yield
+    except Exception as error:
+        runner.call_hook("on_exception", error=error)
+        raise
 
 
 def _evaluate_finished(loop: BaseLoop) -> torch.nn.Module:

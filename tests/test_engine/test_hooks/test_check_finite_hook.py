@@ -184,6 +184,25 @@ def test_values_are_read_at_the_interval_and_before_a_checkpoint(
     assert made.iter + 1 == steps and checkpoints(tmp_path) == []
 
 
+def raise_error(model, batch):
+    raise ValueError("matrix contains invalid numeric entries")
+
+
+@pytest.mark.parametrize(
+    ("do", "error", "message"),
+    [
+        (break_loss, FloatingPointError, "iteration 1: loss_extra=inf"),
+        (break_weight, FloatingPointError, r"the model has 1 tensors .*\(linear.weight\)"),
+        (None, ValueError, "invalid numeric entries"),
+    ],
+)
+def test_errors_that_follow(do, error, message, on_a_device, tmp_path, restore_scope):
+    made = make(tmp_path, do, [1 if do is break_loss else 2])
+    made.register_hook(At([2], raise_error))
+    with pytest.raises(error, match=message):
+        made.train()
+
+
 def test_no_step_waits_for_the_device(on_a_device, tmp_path, restore_scope):
     made = make(tmp_path)
     hook = next(hook for hook in made.hooks if isinstance(hook, CheckFiniteHook))
