@@ -29,6 +29,7 @@ from pat_mmdet.utils.config_tables import (
     EVERYWHERE,
     FOREIGN,
     GIVEN_BY_BUILDER,
+    HINTS,
     OPEN_SECTIONS,
     PARAMWISE,
     RANGES,
@@ -53,9 +54,9 @@ _LOADER = Accepted(
     {
         **accepted_arguments(DataLoader).arguments,
         "collate_fn": Argument(dict),
-        "dataset": Argument(dict, required=True),
+        "dataset": Argument(dict),
         "num_batch_per_epoch": Argument(int),
-        "sampler": Argument(dict, required=True),
+        "sampler": Argument(dict),
         "batch_sampler": Argument(dict, None),
     },
     "refused",
@@ -97,7 +98,7 @@ def check_arguments(cfg: Mapping[str, Any]) -> None:
         if key not in TOP_KEYS:
             continue  # a variable, or a part that another package reads
         _check_finite(key, value)
-        for part in _parts(key, value, scope, TOP_REGISTRIES.get(key)):
+        for part in _parts(key, value, scope, TOP_REGISTRIES.get(key, REGISTRY_OF_KEY.get(key))):
             _check_part(part, complete)
 
 
@@ -291,12 +292,14 @@ def _problem(path: str, node: Mapping, owner: str, registry: str, accepted: Acce
         wanted = argument.required and key not in node and (argument.exact or given is not None)
         if wanted and key not in (given or ()):
             return f"{path}: {owner} needs the argument {key!r}; set {path}.{key}"
-    ranges = RANGES.get(registry, {})
+    ranges, hints = RANGES.get(registry, {}), HINTS.get(owner, {})
     for key, value in node.items():
         argument = arguments.get(key, Argument())
-        if key in ranges and not argument.exact:
-            argument = argument._replace(hint=ranges[key], exact=True)
-        allowed = argument.refuses(value)
+        if key in hints:
+            argument = Argument(hints[key])
+        # Without its default, as that of an interval may stand for "never".
+        limits = Argument(ranges.get(key, object), exact=True)
+        allowed = argument.refuses(value) or limits.refuses(value)
         if allowed:
             return f"{path}.{key}={_short(value)}: {owner} takes {allowed}"
     return None

@@ -90,7 +90,15 @@ REGISTRY_OF_KEY = {
     "bbox_head": "model",
     "roi_head": "model",
     "rpn_head": "model",
-    "sampler": None,  # of a data loader, or of the boxes of a head
+    **{
+        f"{split}_dataloader.{key}": registry
+        for split in ("train", "val", "test")
+        for key, registry in (
+            ("batch_sampler", "data sampler"),
+            ("collate_fn", "function"),
+            ("sampler", "data sampler"),
+        )
+    },
 }
 TOP_REGISTRIES = {
     "custom_hooks": "hook",
@@ -162,7 +170,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "resource_limit": PositiveInt,
     },
     "filter_cfg": {"filter_empty_gt": bool, "min_size": NonNegativeInt},
-    "metainfo": {"classes": object, "palette": object},
+    "metainfo": {"classes": Union[str, Sequence[str], None], "palette": object},
     "mp_cfg": {
         "mp_start_method": Literal["fork", "spawn", "forkserver"],
         "opencv_num_threads": NonNegativeInt,
@@ -212,7 +220,13 @@ TOP_TYPES: dict[str, Any] = {
     "published": Optional[dict],
     "settings": str,
 }
-# In place of the types in signatures, by registry and argument.
+# In place of types in signatures that are wrong, by class and argument.
+HINTS: dict[str, dict[str, Any]] = {
+    "AmpOptimWrapper": {"loss_scale": Union[PositiveFloat, Literal["dynamic"], dict]},
+    "MultiImageMixDataset": {"pipeline": Sequence[dict]},
+    "YOLOFHead": {"in_channels": PositiveInt},
+}
+# Besides types in signatures, by registry and argument.
 RANGES: dict[str, dict[str, Any]] = {
     "data loader": {
         "batch_size": PositiveInt,
@@ -231,7 +245,6 @@ RANGES: dict[str, dict[str, Any]] = {
         "ann_file": Union[str, Sequence[str]],
         "data_root": Optional[str],
         "metainfo": Optional[dict],
-        "pipeline": Sequence[dict],
     },
     "log_processor": {"window_size": PositiveInt},
     "loop": {
@@ -260,7 +273,6 @@ RANGES: dict[str, dict[str, Any]] = {
     "optim_wrapper": {
         "accumulative_counts": PositiveInt,
         "clip_grad": Optional[dict],
-        "loss_scale": Union[PositiveFloat, Literal["dynamic"], dict],
         "optimizer": dict,
         "paramwise_cfg": Optional[dict],
     },
@@ -272,7 +284,7 @@ RANGES: dict[str, dict[str, Any]] = {
         "weight_decay": NonNegativeFloat,
     },
     "parameter scheduler": {
-        "T_max": PositiveInt,
+        "T_max": Optional[PositiveInt],
         "begin": NonNegativeInt,
         "convert_to_iter_based": bool,
         "end": PositiveInt,

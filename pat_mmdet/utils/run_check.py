@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmengine.hooks import CheckpointHook
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.hooks import CheckpointHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.model import BaseModel
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 
 from pat_mmdet.utils.config_check import find_type
-from pat_mmdet.utils.config_parts import SPLITS, evaluators, has_config_check, walk
+from pat_mmdet.utils.config_parts import SPLITS, data_sets, evaluators, has_config_check, walk
 from pat_mmdet.utils.errors import ConfigError
 
 # What a split has to have if it has one of them.
@@ -20,7 +21,23 @@ _PIECES = {
 }
 # Those whose metrics are known before they are computed.
 _COCO_METRICS = ("CheckedCocoMetric", "CocoMetric", "FasterCocoMetric")
+_COCO_TASKS = ("bbox", "segm", "proposal", "proposal_fast")
 _COCO_ITEMS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+_DEFAULT_HOOKS = {
+    "checkpoint": CheckpointHook,
+    "logger": LoggerHook,
+    "param_scheduler": ParamSchedulerHook,
+    "timer": IterTimerHook,
+}
+# Where mmdet and mmpretrain have the classes for a part of a model.
+_FOLDERS = {
+    "backbone": "backbones",
+    "data_preprocessor": "data_preprocessors",
+    "head": "heads",
+    "neck": "necks",
+}
+# What a distiller of a task cannot train.
+_FOREIGN_MODELS = {"detection": "BaseClassifier", "classification": "BaseDetector"}
 
 
 def check_run(cfg: Mapping[str, Any]) -> None:
@@ -39,7 +56,9 @@ def check_run(cfg: Mapping[str, Any]) -> None:
         _check_scheduler(path, scheduler)
     for split in SPLITS:
         _check_loader(cfg, split)
+    _check_default_hooks(cfg)
     _check_checkpoints(cfg)
+    _check_models(cfg)
 
 
 def _check_pieces(cfg: Mapping) -> None:
@@ -53,6 +72,58 @@ def _check_pieces(cfg: Mapping) -> None:
             )
         if there and not cfg.get("model"):
             raise ConfigError(f"model is not set but {there[0]} is; set model")
+        for key in ("dataset", "sampler") if there else ():
+            if isinstance(cfg[keys[0]], Mapping) and not cfg[keys[0]].get(key):
+                raise ConfigError(f"{keys[0]}.{key} is not set; set it")
+
+
+def _find(registry: str, node: Any, cfg: Mapping) -> Any:
+    """Return the class of a dict, None if it has none or there is none of this name."""
+    scope = cfg.get("default_scope") or "mmengine"
+    return find_type(registry, node.get("type"), scope) if isinstance(node, Mapping) else None
+
+
+def _extends(target: Any, base: type) -> bool:
+    return isinstance(target, type) and issubclass(target, base)
+
+
+def _check_models(cfg: Mapping) -> None:
+    """Check that models can be trained, fit the distiller's task, and have their parts in place."""
+    models = {"model": cfg.get("model")}
+    task = getattr(_find("model", cfg.get("model"), cfg), "task", None)
+    if task in _FOREIGN_MODELS:
+        models.update((f"model.{name}", cfg["model"].get(name)) for name in ("student", "teacher"))
+    for path, node in models.items():
+        target = _find("model", node, cfg)
+        if isinstance(target, type) and not issubclass(target, BaseModel):
+            raise ConfigError(f"{path}.type={node['type']!r} is a part of a model, and no model")
+        names = {base.__name__ for base in getattr(target, "__mro__", ())}
+        if path != "model" and _FOREIGN_MODELS[task] in names:
+            raise ConfigError(
+                f"{path}.type={node['type']!r} does not fit model.type={cfg['model']['type']!r}, "
+                f"which is for {task}"
+            )
+        for role, folder in _FOLDERS.items():
+            part = (node or {}).get(role)
+            module = getattr(_find("model", part, cfg), "__module__", "")
+            for other in _FOLDERS.values():
+                if other != folder and f".{other}." in module:
+                    raise ConfigError(
+                        f"{path}.{role}.type={part['type']!r} is one of the {other}; set one of "
+                        f"the {folder}"
+                    )
+
+
+def _check_default_hooks(cfg: Mapping) -> None:
+    """Check that hooks which MMEngine knows by their names are of their kinds."""
+    hooks = cfg.get("default_hooks") or {}
+    for name, base in _DEFAULT_HOOKS.items():
+        target = _find("hook", hooks.get(name), cfg)
+        if isinstance(target, type) and not issubclass(target, base):
+            raise ConfigError(
+                f"default_hooks.{name}.type={hooks[name]['type']!r} is no {base.__name__}; put "
+                "other hooks into custom_hooks"
+            )
 
 
 def _counts_epochs(cfg: Mapping) -> bool | None:
@@ -60,15 +131,21 @@ def _counts_epochs(cfg: Mapping) -> bool | None:
     loop = cfg.get("train_cfg") or {}
     if "type" not in loop:
         return loop.get("by_epoch")
-    target = find_type("loop", loop["type"], cfg.get("default_scope") or "mmengine")
-    for kind, epochs in ((EpochBasedTrainLoop, True), (IterBasedTrainLoop, False)):
-        if isinstance(target, type) and issubclass(target, kind):
-            return epochs
-    return None
+    target = _find("loop", loop, cfg)
+    if _extends(target, EpochBasedTrainLoop):
+        return True
+    return False if _extends(target, IterBasedTrainLoop) else None
 
 
 def _check_counting(cfg: Mapping) -> None:
-    """Check that what is counted in epochs or iterations fits the training loop."""
+    """Check the loops, and that what is counted in epochs or iterations fits that of training."""
+    for key, wrong in (
+        ("train_cfg", (ValLoop, TestLoop)),
+        ("val_cfg", (EpochBasedTrainLoop, IterBasedTrainLoop)),
+        ("test_cfg", (EpochBasedTrainLoop, IterBasedTrainLoop)),
+    ):
+        if any(_extends(_find("loop", cfg.get(key), cfg), kind) for kind in wrong):
+            raise ConfigError(f"{key}.type={cfg[key]['type']!r} is a loop for something else")
     epochs = _counts_epochs(cfg)
     if epochs is None:
         return
@@ -152,11 +229,22 @@ def _check_loader(cfg: Mapping, split: str) -> None:
             f"{path}.persistent_workers=True needs {path}.num_workers of at least 1; set it to "
             "False for num_workers=0"
         )
-    _check_pipelines(path, loader)
+    types = [_find("dataset", node, cfg) for _, node in data_sets(cfg, split)]
+    bases = {base.__name__ for target in types for base in getattr(target, "__mro__", ())}
+    _check_pipelines(path, loader, from_files=bool(bases & {"BaseDetDataset", "CustomDataset"}))
 
 
-def _check_pipelines(path: str, loader: Mapping) -> None:
-    """Check that images are loaded first and packed last."""
+def _check_pipelines(path: str, loader: Mapping, from_files: bool) -> None:
+    """Check that images are loaded first and packed last.
+
+    Args:
+        path (str): Name of the data loader.
+        loader (Mapping): Its config.
+        from_files (bool): Whether images are in files, and not in memory.
+
+    Raises:
+        ConfigError: If they are not loaded or packed, or in another order.
+    """
     pipelines = [
         (f"{place}.pipeline", [str(item.get("type")) for item in node["pipeline"]])
         for place, node in walk(loader, path)
@@ -170,12 +258,18 @@ def _check_pipelines(path: str, loader: Mapping) -> None:
             if name.startswith("Pack") and index < len(names) - 1:
                 raise ConfigError(f"{place}.{index}: {name} has to come last")
     types = [str(node.get("type")).rpartition(".")[2] for _, node in walk(loader, path)]
-    packed = any(name.startswith("Pack") for name in types)
-    if pipelines and not packed:
+    if not pipelines:
+        return
+    if not any(name.startswith("Pack") for name in types):
         raise ConfigError(
             f"{pipelines[0][0]} packs nothing; end it with PackDetInputs in detection, with "
             "PackInputs in classification"
         )
+    with_boxes = path == "train_dataloader" and "PackDetInputs" in types
+    for wanted, word in (("LoadImageFromFile", "Image"), ("LoadAnnotations", "Annotations")):
+        there = any(name.startswith("Load") and word in name for name in types)
+        if not there and from_files and (word == "Image" or with_boxes):
+            raise ConfigError(f"{pipelines[0][0]} has no {wanted}; put it at the beginning")
 
 
 def _check_checkpoints(cfg: Mapping) -> None:
@@ -185,11 +279,16 @@ def _check_checkpoints(cfg: Mapping) -> None:
         return
     path = "default_hooks.checkpoint"
     scope = cfg.get("default_scope") or "mmengine"
-    if find_type("hook", hook["type"], scope) is CheckpointHook and has_config_check(cfg):
+    if _find("hook", hook, cfg) is CheckpointHook and has_config_check(cfg):
         raise ConfigError(
             f"{path}.type='CheckpointHook' saves pickled objects, from which the tools refuse to "
             "resume, and not the method's state; set SafeCheckpointHook"
         )
+    for place, node in evaluators(cfg, "val"):
+        metric = node.get("metric", "bbox")
+        metric = [metric] if isinstance(metric, str) else metric
+        if node.get("type") in _COCO_METRICS and not set(metric) <= set(_COCO_TASKS):
+            raise ConfigError(f"{place}.metric={metric}: give some of {', '.join(_COCO_TASKS)}")
     wanted = hook.get("save_best") or []
     wanted = [wanted] if isinstance(wanted, str) else wanted
     if wanted and cfg.get("val_cfg") is None:
@@ -215,7 +314,7 @@ def metric_names(evaluator: Mapping, scope: str) -> list[str] | None:
     if name in _COCO_METRICS and not evaluator.get("classwise"):
         metrics = evaluator.get("metric", "bbox")
         metrics = [metrics] if isinstance(metrics, str) else metrics
-        if not set(metrics) <= {"bbox", "segm"}:
+        if not set(metrics) <= set(_COCO_TASKS[:2]):
             return None
         items = evaluator.get("metric_items") or _COCO_ITEMS
         names = [f"{metric}_{item}" for metric in metrics for item in items]
