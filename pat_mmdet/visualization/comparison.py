@@ -30,6 +30,16 @@ from .page import COLORS, draw_curves, encode_image, render_page
 _THRESHOLD = 0.3  # score from which on boxes are shown at first
 _MIN_SCORE = 0.05  # boxes below are left out of the page
 _TOP = 3  # classes that are shown of a classifier
+# What of a config a test reads, besides the model. The rest (hooks, training) has no part in it.
+_TEST_KEYS = (
+    "data_preprocessor",
+    "default_scope",
+    "env_cfg",
+    "launcher",
+    "log_processor",
+    "test_cfg",
+    "test_dataloader",
+)
 
 
 @dataclass
@@ -117,18 +127,16 @@ def evaluate(cfg: Config, network: Network) -> Evaluation:
     Returns:
         Evaluation: Metrics and predictions.
     """
-    cfg = deepcopy(cfg)
-    cfg.model = deepcopy(network.model)
-    cfg.load_from, cfg.resume = None, False
-    cfg.experiment_name = f"compare {network.name}"
-    # Nothing is drawn or written, and visualizers are looked up by their names.
-    cfg.get("default_hooks", {}).pop("visualization", None)
-    cfg.visualizer = dict(type="Visualizer", name=cfg.experiment_name, vis_backends=None)
+    test_cfg = Config({key: deepcopy(cfg[key]) for key in _TEST_KEYS if key in cfg})
+    test_cfg.model = deepcopy(network.model)
+    # Visualizers are looked up by their names; this one writes nothing.
+    test_cfg.experiment_name = f"compare {network.name}"
+    test_cfg.visualizer = dict(type="Visualizer", name=test_cfg.experiment_name, vis_backends=None)
     with tempfile.TemporaryDirectory() as folder:
-        cfg.work_dir = folder
+        test_cfg.work_dir = folder
         file = os.path.join(folder, "predictions.pkl")
-        cfg.test_evaluator = _evaluators(cfg, file)
-        runner = Runner.from_cfg(cfg)
+        test_cfg.test_evaluator = _evaluators(cfg, file)
+        runner = Runner.from_cfg(test_cfg)
         if network.checkpoint is not None:
             load_weights(runner.model, network.checkpoint, allow_unused=("distill.",))
         metrics = runner.test()

@@ -32,7 +32,7 @@ def run(monkeypatch, *args):
 
 @pytest.fixture
 def detector(tmp_path, monkeypatch):
-    """A student of random weights, which finds much, and its checkpoint with a distiller's config."""
+    """A student of random weights that finds five boxes, and its checkpoint, of a distiller."""
     monkeypatch.chdir(tmp_path)
     cfg = pair_config()
     student_model(cfg).test_cfg.rcnn.score_thr = 0.0
@@ -66,8 +66,8 @@ def test_detector_on_images_and_a_video(detector, inputs, monkeypatch, tmp_path,
     with pytest.raises(SystemExit, match=r"1 files cannot be read: .*bad\.jpg"):
         run(monkeypatch, checkpoint, inputs, inputs / "*/x.png", "--out", tmp_path / "out")
     records = json.loads((tmp_path / "out/predictions.json").read_text())
-    sources = [(name, frame) for name, frame in [("clip.avi", 0), ("clip.avi", 1), ("clip.avi", 2)]]
-    sources += [("a/x.png", None), ("b/x.png", None)]
+    clip = [("clip.avi", 0), ("clip.avi", 1), ("clip.avi", 2)]
+    sources = [*clip, ("a/x.png", None), ("b/x.png", None)]
     assert sorted({(r["image_id"], r["file_name"], r.get("frame")) for r in records}) == [
         (index, *source) for index, source in enumerate(sources)
     ]
@@ -105,8 +105,7 @@ def test_classifier(monkeypatch, tmp_path, inputs):
     image = inputs / "a/x.png"
     with pytest.raises(SystemExit, match="has no config inside; give it before the checkpoint"):
         run(monkeypatch, tmp_path / "weights.pth", image)
-    config = cfg.filename
-    run(monkeypatch, config, tmp_path / "weights.pth", image, "--out", tmp_path / "out")
+    run(monkeypatch, cfg.filename, tmp_path / "weights.pth", image, "--out", tmp_path / "out")
     records = json.loads((tmp_path / "out/predictions.json").read_text())
     pixels = cv2.resize(cv2.imread(str(image)), (32, 32))
     data = dict(inputs=[torch.from_numpy(pixels).permute(2, 0, 1)])

@@ -32,9 +32,7 @@ def image(name, *predictions):
         for network in predictions
     ]
     pixels = np.full((64, 64, 3), 128, dtype=np.uint8)
-    return dict(
-        **encode_image(pixels), name=name, truth=[[10, 10, 20, 20, 0, 0]], predictions=rows
-    )
+    return dict(**encode_image(pixels), name=name, truth=[[10, 10, 20, 20, 0, 0]], predictions=rows)
 
 
 @pytest.fixture
@@ -66,7 +64,7 @@ def test_data_is_in_the_page_and_names_are_no_html(data):
     assert page_data(page) == data
     assert page.count("</script>") == 2 and EVIL not in page
     # Nothing is loaded: what the page names is inside.
-    assert not re.search(r"https?:|<link|src=|@import", page.replace('src = image.jpeg', ""))
+    assert not re.search(r"https?:|<link|src=|@import", page.replace("src = image.jpeg", ""))
 
 
 def test_images_shrink_to_fit_in_a_mail():
