@@ -261,7 +261,7 @@ def write_video(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
 
     first = next(frames)
     size = first.shape[1::-1]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
     for frame in itertools.chain([first], frames):
         writer.write(frame)
     writer.release()

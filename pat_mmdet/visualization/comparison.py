@@ -154,8 +154,8 @@ def _evaluators(cfg: Config, file: str) -> list[dict]:
     evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
     scope = cfg.get("default_scope", "mmdet")
     if scope == "mmpretrain":
-        by_class = dict(type="SingleLabelMetric", items=("recall",), average=None)
-        return [*evaluators, by_class, dict(type="DumpResults", out_file_path=file)]
+        accuracies = dict(type="SingleLabelMetric", items=("recall",), average=None)
+        return [*evaluators, accuracies, dict(type="DumpResults", out_file_path=file)]
     init_default_scope(scope)
     by_class = [
         {**evaluator, "classwise": True}
@@ -170,7 +170,7 @@ def _tabulate(evaluations: Sequence[Evaluation], classes: Sequence[str]) -> dict
     """Return the rows ``metrics`` and ``class_metrics``: a name, and a value a network or None."""
     overall: dict[str, list] = {}
     # Average precision of COCO's metric, recall (the accuracy in a class) of mmpretrain's.
-    by_class = {name: [] for name in classes}
+    by_class: dict[str, list] = {name: [] for name in classes}
     for evaluation in evaluations:
         # Names begin with that of the evaluator: coco/bbox_mAP.
         metrics = {key.partition("/")[2]: value for key, value in evaluation.metrics.items()}

@@ -29,8 +29,6 @@ def save(model, folder, cfg=None, step=1):
     torch.manual_seed(step)
     state = MODELS.build(model).state_dict()
     torch.save(dict(meta=meta, state_dict=state), folder / f"iter_{step}.pth")
-    # Where it was written; the folder has been moved since then.
-    (folder / "last_checkpoint").write_text(f"/elsewhere/iter_{step}.pth")
     return folder / f"iter_{step}.pth"
 
 
