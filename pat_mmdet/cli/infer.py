@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,9 +234,12 @@ def draw(image: np.ndarray, sample: Any, classes: Sequence[str], score_thr: floa
 
         visualizer: Visualizer = DetLocalVisualizer.get_instance("infer")
         visualizer.dataset_meta = dict(classes=classes, palette="random")
-        visualizer.add_datasample(
-            "infer", image, sample.cpu(), draw_gt=False, pred_score_thr=score_thr
-        )
+        with warnings.catch_warnings():
+            # It warns of every box that touches the border.
+            warnings.filterwarnings("ignore", message=".*out of bounds")
+            visualizer.add_datasample(
+                "infer", image, sample.cpu(), draw_gt=False, pred_score_thr=score_thr
+            )
     else:
         from mmpretrain.visualization import UniversalVisualizer
 
