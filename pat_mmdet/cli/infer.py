@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "config", nargs="?", help="config of the checkpoint (.py), if that has none inside"
     )
-    parser.add_argument("model", help="checkpoint; of a distiller, its student runs")
+    parser.add_argument("model", help="checkpoint (of a distiller, its student runs) or ONNX file")
     parser.add_argument("inputs", nargs="+", help="images, videos, folders or globs")
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="default: %(default)s")
     parser.add_argument(
@@ -64,6 +64,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.config is not None and not args.config.endswith(".py"):
         args.config, args.model, args.inputs = None, args.config, [args.model, *args.inputs]
+    if args.cfg_options and args.model.endswith(".onnx"):
+        parser.error("--cfg-options is for checkpoints; an ONNX file is run as it is")
     return args
 
 
@@ -153,6 +155,49 @@ def load_checkpoint_model(
 
     inferencer = Inferencer(cfg, device=device, show_progress=False)
     return lambda image: inferencer(image, return_datasamples=True)["predictions"][0], classes
+
+
+def load_onnx_model(path: str) -> tuple[Predict, Sequence[str]]:
+    """Load a network that ``pat-mmdet export`` has written as ONNX.
+
+    Args:
+        path (str): Path of the file.
+
+    Returns:
+        tuple[Predict, Sequence[str]]: The network and the names of its classes.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it was written by something else, or onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ValueError("ONNX files are run by onnxruntime: pip install onnxruntime") from None
+    import torch
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    from pat_mmdet.deploy import OnnxClassifier, OnnxDetector
+
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path!r} does not exist; check the path")
+    metadata = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    if metadata.get("task") == "classification":
+        from mmpretrain.structures import DataSample
+
+        classifier = OnnxClassifier(path)
+        return (
+            lambda image: DataSample().set_pred_score(torch.from_numpy(classifier(image)))
+        ), classifier.classes
+    detector = OnnxDetector(path)
+
+    def detect(image: np.ndarray) -> DetDataSample:
+        boxes, scores, labels = map(torch.from_numpy, detector(image))
+        instances = InstanceData(bboxes=boxes, scores=scores, labels=labels)
+        return DetDataSample(pred_instances=instances)
+
+    return detect, detector.classes
 
 
 def _load_classifier(cfg: Config, checkpoint: str, device: str) -> Predict:
@@ -343,9 +388,12 @@ def main() -> None:
     args = parse_args()
     with clear_errors(args.traceback):
         files = find_inputs(args.inputs)
-        predict, classes = load_checkpoint_model(
-            args.model, args.config, args.cfg_options, args.device
-        )
+        if args.model.endswith(".onnx"):
+            predict, classes = load_onnx_model(args.model)
+        else:
+            predict, classes = load_checkpoint_model(
+                args.model, args.config, args.cfg_options, args.device
+            )
     inference = Inference(predict, classes, args.score_thr)
     unreadable = infer_files(files, inference, args.out / "vis")
     write_atomic(args.out / "predictions.json", json.dumps(inference.records))
