@@ -64,8 +64,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.config is not None and not args.config.endswith(".py"):
         args.config, args.model, args.inputs = None, args.config, [args.model, *args.inputs]
-    if args.cfg_options and args.model.endswith(".onnx"):
-        parser.error("--cfg-options is for checkpoints; an ONNX file is run as it is")
+    if args.model.endswith(".onnx") and (args.config or args.cfg_options or args.device):
+        parser.error("an ONNX file is run as it is: no config, --cfg-options or --device")
     return args
 
 
@@ -221,10 +221,12 @@ def _class_names(cfg: Config, meta: dict) -> Sequence[str]:
     """Return the names of the classes, those of the training if they are known.
 
     Raises:
-        ValueError: If neither checkpoint nor config has any.
+        ValueError: If neither checkpoint nor config has any, or there is no test pipeline.
     """
     from mmengine.registry import DATASETS
 
+    if "test_dataloader" not in cfg:
+        raise ValueError("the config has no test_dataloader, which says how images are prepared")
     dataset = cfg.test_dataloader.dataset
     places = (
         meta.get("dataset_meta"),
