@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
         "runs",
         nargs="+",
         metavar="[NAME=]RUN",
-        help="work dir (its last checkpoint is taken) or checkpoint of a student",
+        help="work dir of a training (its newest checkpoint is taken), or checkpoint",
     )
     parser.add_argument("--no-teacher", action="store_true", help="leave the teacher out")
     parser.add_argument(
@@ -90,17 +90,17 @@ def find_student(run: str, cfg: Config) -> Network:
         ValueError: If the checkpoint cannot be read.
     """
     from pat_mmdet.utils import read_checkpoint
+    from pat_mmdet.utils.resume import list_checkpoints
     from pat_mmdet.visualization import Network
 
     has_name = "=" in run and not os.path.exists(run)
     name, _, path = run.partition("=") if has_name else ("", "", run)
     checkpoint = Path(path)
     if checkpoint.is_dir():
-        # Only the name counts: the folder may have been moved.
-        last = checkpoint / "last_checkpoint"
-        if not last.is_file():
+        newest = next(iter(list_checkpoints(checkpoint)), None)
+        if newest is None:
             raise FileNotFoundError(f"work dir {path!r} has no checkpoint")
-        checkpoint /= Path(last.read_text(encoding="utf-8").strip()).name
+        checkpoint = newest
     text = read_checkpoint(str(checkpoint)).get("meta", {}).get("cfg")
     model = student_model(parse_config_text(text) if isinstance(text, str) else cfg)
     name = name or Path(path).stem

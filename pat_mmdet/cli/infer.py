@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,8 +64,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.config is not None and not args.config.endswith(".py"):
         args.config, args.model, args.inputs = None, args.config, [args.model, *args.inputs]
-    if args.cfg_options and args.model.endswith(".onnx"):
-        parser.error("--cfg-options is for checkpoints; an ONNX file is run as it is")
+    if args.model.endswith(".onnx") and (args.config or args.cfg_options or args.device):
+        parser.error("an ONNX file is run as it is: no config, --cfg-options or --device")
     return args
 
 
@@ -220,10 +221,12 @@ def _class_names(cfg: Config, meta: dict) -> Sequence[str]:
     """Return the names of the classes, those of the training if they are known.
 
     Raises:
-        ValueError: If neither checkpoint nor config has any.
+        ValueError: If neither checkpoint nor config has any, or there is no test pipeline.
     """
     from mmengine.registry import DATASETS
 
+    if "test_dataloader" not in cfg:
+        raise ValueError("the config has no test_dataloader, which says how images are prepared")
     dataset = cfg.test_dataloader.dataset
     places = (
         meta.get("dataset_meta"),
@@ -278,9 +281,12 @@ def draw(image: np.ndarray, sample: Any, classes: Sequence[str], score_thr: floa
 
         visualizer: Visualizer = DetLocalVisualizer.get_instance("infer")
         visualizer.dataset_meta = dict(classes=classes, palette="random")
-        visualizer.add_datasample(
-            "infer", image, sample.cpu(), draw_gt=False, pred_score_thr=score_thr
-        )
+        with warnings.catch_warnings():
+            # It warns of every box that touches the border.
+            warnings.filterwarnings("ignore", message=".*out of bounds")
+            visualizer.add_datasample(
+                "infer", image, sample.cpu(), draw_gt=False, pred_score_thr=score_thr
+            )
     else:
         from mmpretrain.visualization import UniversalVisualizer
 
@@ -306,7 +312,7 @@ def write_video(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
 
     first = next(frames)
     size = first.shape[1::-1]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
     for frame in itertools.chain([first], frames):
         writer.write(frame)
     writer.release()

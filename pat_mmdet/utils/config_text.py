@@ -15,7 +15,8 @@ def parse_config_text(text: str) -> Config:
     """Parse the text of a config, as checkpoints hold it, without running any of it.
 
     Args:
-        text (str): What ``Config.pretty_text`` gives: assignments of plain values and ``dict(...)``.
+        text (str): What ``Config.pretty_text`` gives: assignments of plain values and
+            ``dict(...)``.
 
     Returns:
         Config: The config.

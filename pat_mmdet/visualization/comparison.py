@@ -30,6 +30,16 @@ from .page import COLORS, draw_curves, encode_image, render_page
 _THRESHOLD = 0.3  # score from which on boxes are shown at first
 _MIN_SCORE = 0.05  # boxes below are left out of the page
 _TOP = 3  # classes that are shown of a classifier
+# What of a config a test reads, besides the model. The rest (hooks, training) has no part in it.
+_TEST_KEYS = (
+    "data_preprocessor",
+    "default_scope",
+    "env_cfg",
+    "launcher",
+    "log_processor",
+    "test_cfg",
+    "test_dataloader",
+)
 
 
 @dataclass
@@ -117,18 +127,16 @@ def evaluate(cfg: Config, network: Network) -> Evaluation:
     Returns:
         Evaluation: Metrics and predictions.
     """
-    cfg = deepcopy(cfg)
-    cfg.model = deepcopy(network.model)
-    cfg.load_from, cfg.resume = None, False
-    cfg.experiment_name = f"compare {network.name}"
-    # Nothing is drawn or written, and visualizers are looked up by their names.
-    cfg.get("default_hooks", {}).pop("visualization", None)
-    cfg.visualizer = dict(type="Visualizer", name=cfg.experiment_name, vis_backends=None)
+    test_cfg = Config({key: deepcopy(cfg[key]) for key in _TEST_KEYS if key in cfg})
+    test_cfg.model = deepcopy(network.model)
+    # Visualizers are looked up by their names; this one writes nothing.
+    test_cfg.experiment_name = f"compare {network.name}"
+    test_cfg.visualizer = dict(type="Visualizer", name=test_cfg.experiment_name, vis_backends=None)
     with tempfile.TemporaryDirectory() as folder:
-        cfg.work_dir = folder
+        test_cfg.work_dir = folder
         file = os.path.join(folder, "predictions.pkl")
-        cfg.test_evaluator = _evaluators(cfg, file)
-        runner = Runner.from_cfg(cfg)
+        test_cfg.test_evaluator = _evaluators(cfg, file)
+        runner = Runner.from_cfg(test_cfg)
         if network.checkpoint is not None:
             load_weights(runner.model, network.checkpoint, allow_unused=("distill.",))
         metrics = runner.test()
@@ -146,8 +154,8 @@ def _evaluators(cfg: Config, file: str) -> list[dict]:
     evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
     scope = cfg.get("default_scope", "mmdet")
     if scope == "mmpretrain":
-        by_class = dict(type="SingleLabelMetric", items=("recall",), average=None)
-        return [*evaluators, by_class, dict(type="DumpResults", out_file_path=file)]
+        accuracies = dict(type="SingleLabelMetric", items=("recall",), average=None)
+        return [*evaluators, accuracies, dict(type="DumpResults", out_file_path=file)]
     init_default_scope(scope)
     by_class = [
         {**evaluator, "classwise": True}
@@ -162,7 +170,7 @@ def _tabulate(evaluations: Sequence[Evaluation], classes: Sequence[str]) -> dict
     """Return the rows ``metrics`` and ``class_metrics``: a name, and a value a network or None."""
     overall: dict[str, list] = {}
     # Average precision of COCO's metric, recall (the accuracy in a class) of mmpretrain's.
-    by_class = {name: [] for name in classes}
+    by_class: dict[str, list] = {name: [] for name in classes}
     for evaluation in evaluations:
         # Names begin with that of the evaluator: coco/bbox_mAP.
         metrics = {key.partition("/")[2]: value for key, value in evaluation.metrics.items()}

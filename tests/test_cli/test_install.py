@@ -73,7 +73,7 @@ def test_wheel_has_every_config_and_tool_once(wheel):
         if path.is_file() and path.resolve() == path and "__pycache__" not in path.parts
     }
     assert inside == files | {"model-index.yml"}
-    assert "pat_mmdet/py.typed" in names
+    assert {"pat_mmdet/py.typed", "pat_mmdet/visualization/page.html"} <= set(names)
 
 
 def test_commands_work_from_any_folder(command, digits, tmp_path):
