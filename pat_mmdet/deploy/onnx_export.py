@@ -13,10 +13,12 @@ from typing import Any
 import matplotlib.cbook
 import mmcv.transforms
 import onnx
+import onnxscript  # noqa: F401  (what torch's exporter needs should be missed here, not there)
 import torch
 from mmdet.utils.misc import IMG_EXTENSIONS
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
+from packaging.version import Version
 from torch import Tensor, nn
 
 from pat_mmdet.deploy.graphs import ClassifierGraph, build_graph, detection_cfg
@@ -50,8 +52,11 @@ def export_onnx(model: nn.Module, cfg: Config, classes: list[str]) -> bytes:
         ``score_thr`` (detectors) and ``test_pipeline``.
 
     Raises:
-        ValueError: If there is no ONNX form of the network, its test settings or its pipeline.
+        ValueError: If there is no ONNX form of the network, its test settings or its pipeline, or
+            torch is too old.
     """
+    if Version(torch.__version__) < Version("2.9"):
+        raise ValueError(f"torch {torch.__version__} cannot export to ONNX; install torch>=2.9")
     graph = build_graph(model)
     pipeline = read_pipeline(cfg)
     metadata = dict(classes=classes, test_pipeline=pipeline)
