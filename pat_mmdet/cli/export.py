@@ -2,9 +2,9 @@
 
 The ending of OUT decides. ``.pth`` has weights with a config inside and beside them, which plain
 MMDetection or mmpretrain runs; those of a timm student also load with
-``timm.create_model(..., checkpoint_path=...)``. ``.safetensors`` holds tensors alone, with the config
-beside them. ``.onnx`` has pre- and post-processing inside, for onnxruntime, OpenVINO and TensorRT. It
-is compared with PyTorch before it is written.
+``timm.create_model(..., checkpoint_path=...)``. ``.safetensors`` holds tensors alone; MMDetection's
+tools read ``.pth``. ``.onnx`` has pre- and post-processing inside, for onnxruntime, OpenVINO and
+TensorRT. It is compared with PyTorch before it is written.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from pat_mmdet.deploy.graphs import detection_cfg
+from pat_mmdet.deploy.onnx_export import is_rgb
 from pat_mmdet.deploy.preprocessing import read_image
 from pat_mmdet.deploy.runtime import Detections, OnnxClassifier, OnnxDetector
 
@@ -24,6 +25,36 @@ BOX_TOLERANCE = 1e-3  # pixels
 SCORE_TOLERANCE = 1e-5
 # Boxes that are further apart, in pixels, are different detections.
 _MATCH_DISTANCE = 1.0
+
+
+class SplitPipeline:
+    """The test pipeline of a config, in two parts.
+
+    Args:
+        cfg (Config): Config with a ``test_dataloader``.
+
+    Attributes:
+        load (Compose): Reads the image; empty if the data set holds its images in memory.
+        prepare (Compose): All other steps.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        steps = cfg.test_dataloader.dataset.pipeline
+        count = int(not is_rgb(cfg))
+        self.load, self.prepare = Compose(steps[:count]), Compose(steps[count:])
+        self._order = -1 if is_rgb(cfg) else 1
+
+    def from_pixels(self, image: np.ndarray) -> dict:
+        """Return what :attr:`load` would, of pixels (H, W, 3), uint8, BGR."""
+        shape = image.shape[:2]
+        image = image[..., :: self._order]
+        return dict(
+            img=image, img_shape=shape, ori_shape=shape, img_path="", img_id=0, sample_idx=0
+        )
+
+    def to_pixels(self, results: dict) -> np.ndarray:
+        """Return the pixels (H, W, 3), uint8, BGR, of what :attr:`load` returned."""
+        return results["img"][..., :: self._order]
 
 
 class Difference(NamedTuple):
@@ -68,8 +99,8 @@ def compare(
 ) -> Iterator[Difference]:
     """Compare a network in ONNX with the one that it was exported from.
 
-    An image is predicted from its file on, through the test pipeline and through the runtime's own
-    steps. Besides, a detector gets it in two other sizes, and a classifier three images at once.
+    An image is predicted through the test pipeline and through the runtime's own steps. Besides, a
+    detector gets it in two other sizes, and a classifier three images at once.
 
     Args:
         content (bytes): Content of the ONNX file.
@@ -86,11 +117,13 @@ def compare(
     """
     kind = OnnxDetector if isinstance(model, BaseDetector) else OnnxClassifier
     exported = kind(content, num_threads=torch.get_num_threads())
-    pipeline = Compose(cfg.test_dataloader.dataset.pipeline)
-    batch = pseudo_collate([pipeline(dict(img_path=str(image), img_id=0, sample_idx=0))])
     original = read_image(image)
+    pipeline = SplitPipeline(cfg)
+    batch = pseudo_collate([pipeline.prepare(pipeline.from_pixels(original))])
     pixels = exported.preprocess(original)
     inputs = torch.from_numpy(pixels.astype(np.uint8))
+    if is_rgb(cfg):
+        inputs = inputs.flip(1)
     if not torch.equal(inputs[0], batch["inputs"][0]):
         raise ValueError(
             f"the test pipeline makes other pixels of {str(image)!r} than the runtime's steps; "
@@ -99,9 +132,10 @@ def compare(
     name = Path(image).name
     if isinstance(exported, OnnxClassifier):
         yield _compare_scores(name, predict_scores(model, batch), exported(image)[None])
-        several = torch.cat([inputs, inputs.flip(2), inputs.flip(3)])
-        expected = predict_scores(model, dict(inputs=list(several)))
-        yield _compare_scores("3 at once", expected, exported.infer(several.float().numpy())[0])
+        several = np.concatenate([pixels, pixels[:, :, ::-1], pixels[..., ::-1]])
+        inputs = torch.cat([inputs, inputs.flip(2), inputs.flip(3)])
+        expected = predict_scores(model, dict(inputs=list(inputs)))
+        yield _compare_scores("3 at once", expected, exported.infer(several)[0])
         return
 
     settings = detection_cfg(model)

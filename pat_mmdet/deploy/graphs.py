@@ -28,14 +28,14 @@ class ImagePreprocessor(nn.Module):
 
     Args:
         preprocessor (nn.Module): Data preprocessor of MMDetection or mmpretrain.
+        is_rgb (bool): Whether it gets RGB images.
     """
 
-    def __init__(self, preprocessor: nn.Module) -> None:
+    def __init__(self, preprocessor: nn.Module, is_rgb: bool) -> None:
         super().__init__()
         # MMDetection and mmpretrain have different names for the swap of red and blue.
-        self.swap_channels = bool(
-            getattr(preprocessor, "_channel_conversion", getattr(preprocessor, "to_rgb", False))
-        )
+        swaps = getattr(preprocessor, "_channel_conversion", getattr(preprocessor, "to_rgb", False))
+        self.swap_channels = bool(swaps) != is_rgb
         self.normalize = preprocessor._enable_normalize
         if self.normalize:
             self.register_buffer("mean", preprocessor.mean.clone(), persistent=False)
@@ -68,12 +68,13 @@ class ClassifierGraph(nn.Module):
 
     Args:
         model (nn.Module): Classifier of mmpretrain, in eval mode.
+        is_rgb (bool): Whether it takes RGB images.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, is_rgb: bool) -> None:
         super().__init__()
         self.model = model
-        self.preprocess = ImagePreprocessor(model.data_preprocessor)
+        self.preprocess = ImagePreprocessor(model.data_preprocessor, is_rgb)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the probabilities (B, K) of images (B, 3, H, W), float32, BGR, 0 to 255."""
@@ -87,12 +88,13 @@ class OneStageGraph(nn.Module):
 
     Args:
         model (nn.Module): Detector of MMDetection, in eval mode.
+        is_rgb (bool): Whether it takes RGB images.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, is_rgb: bool) -> None:
         super().__init__()
         self.model = model
-        self.preprocess = ImagePreprocessor(model.data_preprocessor)
+        self.preprocess = ImagePreprocessor(model.data_preprocessor, is_rgb)
         head = model.bbox_head
         _check_unchanged(head, GFLHead if hasattr(head, "integral") else BaseDenseHead)
         _check_test_cfg(head.test_cfg, "test_cfg")
@@ -154,12 +156,13 @@ class TwoStageGraph(nn.Module):
 
     Args:
         model (nn.Module): Detector of MMDetection, in eval mode.
+        is_rgb (bool): Whether it takes RGB images.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, is_rgb: bool) -> None:
         super().__init__()
         self.model = model
-        self.preprocess = ImagePreprocessor(model.data_preprocessor)
+        self.preprocess = ImagePreprocessor(model.data_preprocessor, is_rgb)
         roi_head = model.roi_head
         if type(roi_head) is not StandardRoIHead or roi_head.with_mask:
             raise ValueError(
@@ -249,11 +252,12 @@ class TwoStageGraph(nn.Module):
         return torch.cat(pooled)[order.argsort()]
 
 
-def build_graph(model: nn.Module) -> nn.Module:
+def build_graph(model: nn.Module, is_rgb: bool) -> nn.Module:
     """Build the graph of a network, of which the network is a part.
 
     Args:
         model (nn.Module): Detector of MMDetection or classifier of mmpretrain.
+        is_rgb (bool): Whether the network takes RGB images; the graph takes BGR ones.
 
     Returns:
         nn.Module: The graph, in eval mode.
@@ -262,11 +266,11 @@ def build_graph(model: nn.Module) -> nn.Module:
         ValueError: If there is none for such a network, or for its test settings.
     """
     if not isinstance(model, BaseDetector):
-        graph: nn.Module = ClassifierGraph(model)
+        graph: nn.Module = ClassifierGraph(model, is_rgb)
     elif hasattr(model, "roi_head"):
-        graph = TwoStageGraph(model)
+        graph = TwoStageGraph(model, is_rgb)
     elif hasattr(model, "bbox_head"):
-        graph = OneStageGraph(model)
+        graph = OneStageGraph(model, is_rgb)
     else:
         raise ValueError(f"{type(model).__name__} cannot be exported to ONNX")
     return graph.eval().requires_grad_(False)

@@ -57,7 +57,7 @@ def export_onnx(model: nn.Module, cfg: Config, classes: list[str]) -> bytes:
     """
     if Version(torch.__version__) < Version("2.9"):
         raise ValueError(f"torch {torch.__version__} cannot export to ONNX; install torch>=2.9")
-    graph = build_graph(model)
+    graph = build_graph(model, is_rgb(cfg))
     pipeline = read_pipeline(cfg)
     metadata = dict(classes=classes, test_pipeline=pipeline)
     if isinstance(graph, ClassifierGraph):
@@ -77,6 +77,16 @@ def export_onnx(model: nn.Module, cfg: Config, classes: list[str]) -> bytes:
     onnx.helper.set_model_props(proto, dict(task=task, **texts))
     onnx.checker.check_model(proto)
     return proto.SerializeToString()
+
+
+def is_rgb(cfg: Config) -> bool:
+    """Return True if the network of a config takes RGB images.
+
+    Data sets that hold their images in memory, such as CIFAR-100, have them in RGB. What a test
+    pipeline loads is BGR.
+    """
+    first = TRANSFORMS.build(dict(cfg.test_dataloader.dataset.pipeline[0]))
+    return not isinstance(first, mmcv.transforms.LoadImageFromFile)
 
 
 def read_pipeline(cfg: Config) -> list[dict[str, Any]]:

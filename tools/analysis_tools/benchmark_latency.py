@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mmengine.structures import BaseDataElement
     from torch import nn
 
+    from pat_mmdet.deploy import OnnxClassifier, OnnxDetector
+
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
@@ -115,17 +117,20 @@ def make_predictors(
         ValueError: If the exported network predicts something else.
     """
     import torch
-    from mmengine.dataset import Compose, pseudo_collate
+    from mmengine.dataset import pseudo_collate
 
     from pat_mmdet.deploy import OnnxClassifier, OnnxDetector
-    from pat_mmdet.deploy.comparison import compare
+    from pat_mmdet.deploy.comparison import SplitPipeline, compare
     from pat_mmdet.deploy.onnx_export import export_onnx
 
-    steps = Compose(cfg.test_dataloader.dataset.pipeline[1:])
+    pipeline = SplitPipeline(cfg)
 
     def predict(results: dict) -> Any:
         with torch.no_grad():
-            return model.test_step(pseudo_collate([steps(results)]))[0]
+            return model.test_step(pseudo_collate([pipeline.prepare(results)]))[0]
+
+    def run(exported: OnnxDetector | OnnxClassifier) -> Callable[[dict], Any]:
+        return lambda results: exported(pipeline.to_pixels(results))
 
     size = sum(item.nbytes for item in model.state_dict().values())
     yield Predictor(name, "PyTorch", size, predict)
@@ -140,7 +145,7 @@ def make_predictors(
             raise ValueError(f"the {name} in ONNX does not predict what it predicts in PyTorch")
     kind = OnnxClassifier if is_classification(cfg) else OnnxDetector
     exported = kind(content, num_threads=threads, providers=["CPUExecutionProvider"])
-    yield Predictor(name, "onnxruntime", len(content), lambda results: exported(results["img"]))
+    yield Predictor(name, "onnxruntime", len(content), run(exported))
     if find_spec("openvino") is None:
         return
     import openvino
@@ -156,24 +161,22 @@ def make_predictors(
         def infer(self, pixels: np.ndarray) -> list[np.ndarray]:
             return list(network(pixels).values())
 
-    in_openvino = OpenVino(content, num_threads=threads)
-    yield Predictor(name, "OpenVINO", len(content), lambda results: in_openvino(results["img"]))
+    yield Predictor(name, "OpenVINO", len(content), run(OpenVino(content)))
 
 
 def time_predictions(
-    predictors: list[Predictor], image: str, repeats: int, warmup: int
+    predictors: list[Predictor], cfg: Config, image: str, repeats: int, warmup: int
 ) -> list[list[float]]:
     """Run all predictors in turn on an image; return the seconds of each run of each."""
+    from pat_mmdet.deploy.comparison import SplitPipeline
     from pat_mmdet.deploy.preprocessing import read_image
 
-    pixels = read_image(image)
-    shape = pixels.shape[:2]
+    results = SplitPipeline(cfg).from_pixels(read_image(image))
     times: list[list[float]] = [[] for _ in predictors]
     for repeat in range(warmup + repeats):
         for predictor, spent in zip(predictors, times):
-            results = dict(img=pixels, img_shape=shape, ori_shape=shape, img_id=0, img_path=image)
             start = time.perf_counter()
-            predictor.predict(results)
+            predictor.predict(dict(results))
             if repeat >= warmup:
                 spent.append(time.perf_counter() - start)
     return times
@@ -189,19 +192,20 @@ def evaluate(predictor: Predictor, cfg: Config) -> dict[str, float]:
     Returns:
         dict[str, float]: Metrics.
     """
-    from mmengine.dataset import Compose, pseudo_collate
+    from mmengine.dataset import pseudo_collate
     from mmengine.evaluator import Evaluator
     from mmengine.registry import DATASETS
 
+    from pat_mmdet.deploy.comparison import SplitPipeline
+
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    load = Compose(cfg.test_dataloader.dataset.pipeline[:1])
-    steps = Compose(cfg.test_dataloader.dataset.pipeline[1:])
+    pipeline = SplitPipeline(cfg)
     evaluator = Evaluator(cfg.test_evaluator)
     evaluator.dataset_meta = dataset.metainfo
     for index in range(len(dataset)):
-        results = load(dataset.get_data_info(index))
+        results = pipeline.load(dataset.get_data_info(index))
         found = predictor.predict(dict(results))
-        data = steps(results)
+        data = pipeline.prepare(results)
         if predictor.runtime != "PyTorch":
             found = to_sample(found, data["data_samples"])
         evaluator.process([found], pseudo_collate([data]))
@@ -236,7 +240,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         for name, model in networks.items()
         for predictor in make_predictors(name, model, classes, cfg, image, args.threads)
     ]
-    times = time_predictions(predictors, image, args.repeats, args.warmup)
+    times = time_predictions(predictors, cfg, image, args.repeats, args.warmup)
     in_torch = {p.network: spent for p, spent in zip(predictors, times) if p.runtime == "PyTorch"}
     metric = METRICS["classification" if is_classification(cfg) else "detection"][0]
     rows = []
