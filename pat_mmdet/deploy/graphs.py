@@ -97,7 +97,7 @@ class OneStageGraph(nn.Module):
         self.preprocess = ImagePreprocessor(model.data_preprocessor, is_rgb)
         head = model.bbox_head
         _check_unchanged(head, GFLHead if hasattr(head, "integral") else BaseDenseHead)
-        _check_test_cfg(head.test_cfg, "test_cfg")
+        _check_test_cfg(head.test_cfg, "test_cfg", "nms_pre", "max_per_img")
         if head.test_cfg.get("min_bbox_size", -1) > 0:
             raise ValueError(
                 f"test_cfg.min_bbox_size={head.test_cfg.min_bbox_size} is in pixels of the image "
@@ -172,8 +172,8 @@ class TwoStageGraph(nn.Module):
         _check_unchanged(model.rpn_head, RPNHead)
         _check_unchanged(roi_head.bbox_head, BBoxHead)
         _check_type(roi_head.bbox_roi_extractor, SingleRoIExtractor)
-        _check_test_cfg(model.rpn_head.test_cfg, "test_cfg.rpn")
-        _check_test_cfg(roi_head.test_cfg, "test_cfg.rcnn")
+        _check_test_cfg(model.rpn_head.test_cfg, "test_cfg.rpn", "nms_pre", "max_per_img")
+        _check_test_cfg(roi_head.test_cfg, "test_cfg.rcnn", "max_per_img")
 
     def forward(self, image: Tensor) -> Detections:
         """Detect objects; see :meth:`OneStageGraph.forward`."""
@@ -276,10 +276,15 @@ def build_graph(model: nn.Module, is_rgb: bool) -> nn.Module:
     return graph.eval().requires_grad_(False)
 
 
+def detection_head(detector: nn.Module) -> nn.Module:
+    """Return the head that gives the detections."""
+    return getattr(detector, "roi_head", detector).bbox_head
+
+
 def detection_cfg(detector: nn.Module) -> Any:
     """Return the ``test_cfg`` of the head that gives the detections."""
-    head = detector.roi_head if hasattr(detector, "roi_head") else detector.bbox_head
-    return head.test_cfg
+    # A bbox_head of a two-stage detector has none.
+    return getattr(detector, "roi_head", detection_head(detector)).test_cfg
 
 
 def _flat(maps: Tensor, channels: int) -> Tensor:
@@ -347,16 +352,14 @@ def _check_unchanged(head: nn.Module, base: type) -> None:
         )
 
 
-def _check_test_cfg(cfg: Any, name: str) -> None:
-    """Refuse test settings that the graph does not follow."""
+def _check_test_cfg(cfg: Any, name: str, *limits: str) -> None:
+    """Refuse test settings that the graph does not follow, or without one of the limits."""
     unknown = set(cfg.nms) - {"type", "iou_threshold", "class_agnostic", "split_thr"}
     if cfg.nms.get("type", "nms") != "nms" or unknown:
         raise ValueError(
             f"{name}.nms={dict(cfg.nms)} cannot be exported to ONNX, which has "
             "dict(type='nms', iou_threshold=...) alone"
         )
-    for key in ("nms_pre", "max_per_img"):
-        if cfg.get(key, 1) <= 0:
-            raise ValueError(
-                f"{name}.{key}={cfg[key]} cannot be exported to ONNX; take a number > 0"
-            )
+    for key in limits:
+        if cfg.get(key, -1) <= 0:
+            raise ValueError(f"{name}.{key} must be a number above 0 to be exported to ONNX")

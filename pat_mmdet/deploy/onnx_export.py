@@ -21,7 +21,12 @@ from mmengine.registry import TRANSFORMS
 from packaging.version import Version
 from torch import Tensor, nn
 
-from pat_mmdet.deploy.graphs import ClassifierGraph, build_graph, detection_cfg
+from pat_mmdet.deploy.graphs import (
+    ClassifierGraph,
+    build_graph,
+    detection_cfg,
+    detection_head,
+)
 from pat_mmdet.deploy.preprocessing import PILLOW_FILTERS
 
 # ONNX's RoIAlign has MMDetection's pixel centres since version 16; of 18 all runtimes read.
@@ -52,27 +57,34 @@ def export_onnx(model: nn.Module, cfg: Config, classes: list[str]) -> bytes:
         ``score_thr`` (detectors) and ``test_pipeline``.
 
     Raises:
-        ValueError: If there is no ONNX form of the network, its test settings or its pipeline, or
-            torch is too old.
+        ValueError: If there is no ONNX form of the network, its test settings or its pipeline, the
+            number of classes is not the network's, or torch is too old.
     """
     if Version(torch.__version__) < Version("2.9"):
         raise ValueError(f"torch {torch.__version__} cannot export to ONNX; install torch>=2.9")
     graph = build_graph(model, is_rgb(cfg))
     pipeline = read_pipeline(cfg)
-    metadata = dict(classes=classes, test_pipeline=pipeline)
+    metadata: dict[str, Any] = dict(classes=classes, test_pipeline=pipeline)
     if isinstance(graph, ClassifierGraph):
-        task, inputs, outputs = "classification", ("batch",), ["probabilities"]
         size = _fixed_size(pipeline)
-        if size is None:
-            inputs += ("height", "width")
+        dynamic = ("batch",) if size else ("batch", "height", "width")
+        outputs = ["probabilities"]
+        example = torch.zeros(2, 3, *(size or _EXAMPLE_SIZE))  # one image would be a constant
+        num_classes = graph(example).shape[1]
     else:
         if any(step["type"] == "CenterCrop" for step in pipeline):
             raise ValueError("a test pipeline with CenterCrop cannot be exported for a detector")
-        task, inputs, outputs = "detection", ("height", "width"), ["boxes", "scores", "labels"]
-        size = None
+        dynamic, outputs = ("height", "width"), ["boxes", "scores", "labels"]
+        example = torch.zeros(1, 3, *_EXAMPLE_SIZE)
+        num_classes = detection_head(model).num_classes
         metadata["score_thr"] = float(detection_cfg(model).score_thr)
-    batch = 2 if "batch" in inputs else 1  # one image would be taken for a constant
-    proto = _export(graph, torch.zeros(batch, 3, *(size or _EXAMPLE_SIZE)), inputs, outputs)
+    if num_classes != len(classes):
+        raise ValueError(
+            f"the network has {num_classes} classes, but {len(classes)} are named; set "
+            "test_dataloader.dataset.metainfo.classes"
+        )
+    proto = _export(graph, example, dynamic, outputs)
+    task = "classification" if isinstance(graph, ClassifierGraph) else "detection"
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     onnx.helper.set_model_props(proto, dict(task=task, **texts))
     onnx.checker.check_model(proto)

@@ -13,6 +13,8 @@ import onnxruntime
 
 from pat_mmdet.deploy.preprocessing import apply_pipeline, read_image
 
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
 
 class Detections(NamedTuple):
     """Objects of an image, by falling score.
@@ -34,8 +36,8 @@ class _OnnxModel:
     Args:
         file (str | Path | bytes): Path of the file, or its content.
         num_threads (int): Threads that a prediction uses; 0 for one per core.
-        providers (Sequence[str], optional): Execution providers of onnxruntime, by preference; all
-            that are installed by default.
+        providers (Sequence[str], optional): Execution providers of onnxruntime, by preference; by
+            default CUDA's where it is installed, and the CPU's.
 
     Attributes:
         classes (list[str]): Names of the classes.
@@ -44,7 +46,7 @@ class _OnnxModel:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it was not written by the export, or is for another task.
+        ValueError: If it cannot be loaded, was not written by the export, or is for another task.
     """
 
     task: str
@@ -62,9 +64,15 @@ class _OnnxModel:
                 raise FileNotFoundError(f"{name} does not exist; check the path")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
-        self.session = onnxruntime.InferenceSession(
-            file, options, providers=providers or onnxruntime.get_available_providers()
-        )
+        if providers is None:
+            installed = onnxruntime.get_available_providers()
+            providers = [provider for provider in _PROVIDERS if provider in installed]
+        try:
+            self.session = onnxruntime.InferenceSession(file, options, providers=providers)
+        except Exception as error:
+            # Its classes are private, and have no base but Exception.
+            line = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{name} cannot be loaded by onnxruntime: {line}") from error
         metadata = self.session.get_modelmeta().custom_metadata_map
         if "task" not in metadata:
             raise ValueError(f"{name} was not written by 'pat-mmdet export'")
@@ -111,12 +119,12 @@ class OnnxDetector(_OnnxModel):
     Args:
         file (str | Path | bytes): Path of the file, or its content.
         num_threads (int): Threads that a prediction uses; 0 for one per core.
-        providers (Sequence[str], optional): Execution providers of onnxruntime, by preference; all
-            that are installed by default.
+        providers (Sequence[str], optional): Execution providers of onnxruntime, by preference; by
+            default CUDA's where it is installed, and the CPU's.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it was not written by the export, or is no detector.
+        ValueError: If it cannot be loaded, was not written by the export, or is no detector.
 
     Example:
         >>> detector = OnnxDetector("student.onnx")
@@ -153,12 +161,12 @@ class OnnxClassifier(_OnnxModel):
     Args:
         file (str | Path | bytes): Path of the file, or its content.
         num_threads (int): Threads that a prediction uses; 0 for one per core.
-        providers (Sequence[str], optional): Execution providers of onnxruntime, by preference; all
-            that are installed by default.
+        providers (Sequence[str], optional): Execution providers of onnxruntime, by preference; by
+            default CUDA's where it is installed, and the CPU's.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it was not written by the export, or is no classifier.
+        ValueError: If it cannot be loaded, was not written by the export, or is no classifier.
 
     Example:
         >>> classifier = OnnxClassifier("student.onnx")

@@ -1,7 +1,9 @@
 """Networks in ONNX against those in PyTorch."""
 
+import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import cv2
 import numpy as np
@@ -11,12 +13,13 @@ import torch
 from helpers import classifiers, one_stage
 from helpers.deploy import build, picture
 from helpers.detectors import pair_config
-from helpers.tools import ROOT
+from helpers.tools import ROOT, load_tool
 from mmdet.apis import DetInferencer
 
-from pat_mmdet.cli import export
+from pat_mmdet.cli import export, infer
 from pat_mmdet.deploy import OnnxClassifier, OnnxDetector
 from pat_mmdet.deploy.comparison import compare
+from pat_mmdet.deploy.graphs import build_graph
 from pat_mmdet.deploy.onnx_export import export_onnx, find_image
 
 PAIR = str(ROOT / "configs/pat/swin_p-res18_digits.py")
@@ -146,17 +149,45 @@ def test_wrong_files_are_named(student, tmp_path):
     del proto.metadata_props[:]
     with pytest.raises(ValueError, match="not written by 'pat-mmdet export'"):
         OnnxDetector(proto.SerializeToString())
+    with pytest.raises(ValueError, match="the content cannot be loaded by onnxruntime"):
+        OnnxDetector(b"no network")
     with pytest.raises(FileNotFoundError, match=r"none.onnx' does not exist"):
         OnnxDetector(tmp_path / "none.onnx")
     with pytest.raises(ValueError, match=r"not \(4, 4\) of float64"):
         OnnxDetector(student / "student.onnx")(np.zeros((4, 4)))
 
 
-def check(model, cfg, count, tmp_path):
+def test_latency_and_accuracy_of_all_runtimes(student, digits, monkeypatch):
+    content = (student / "student.onnx").read_bytes()
+    monkeypatch.setattr("pat_mmdet.deploy.onnx_export.export_onnx", lambda *args: content)
+    tool = load_tool("analysis_tools/benchmark_latency.py")
+    config = ROOT / "configs/students/faster-rcnn_r18_fpn_digits.py"
+    arguments = f"x {config} {student}/iter_3.pth --repeats 3 --warmup 0 --evaluate"
+    options = ["--cfg-options", f"data_root={digits}/"]
+    monkeypatch.setattr(sys, "argv", [*arguments.split(), *options])
+    rows = tool.measure(tool.parse_args())
+    runtimes = ["PyTorch", "onnxruntime", "OpenVINO"][: 3 if find_spec("openvino") else 2]
+    assert [(row["network"], row["runtime"]) for row in rows] == [("student", x) for x in runtimes]
+    for row in rows:
+        assert 0 < row["least"] <= row["milliseconds"] <= row["most"]
+        assert row["mAP"] == rows[0]["mAP"]
+    assert rows[0]["over_student"] == 1 and rows[1]["over_student"] > 0
+
+
+def test_infer_runs_the_file(student, tmp_path, monkeypatch):
+    arguments = ["infer", student / "student.onnx", student / "photo.png", "--out", tmp_path]
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+    infer.main()
+    records = json.loads((tmp_path / "predictions.json").read_text())
+    scores = OnnxDetector(student / "student.onnx")(student / "photo.png").scores
+    np.testing.assert_allclose([record["score"] for record in records], scores, atol=1e-5)
+
+
+def check(model, cfg, count, tmp_path, num_classes=10):
     """Exports a network and compares it on a picture."""
     path = tmp_path / "picture.png"
     cv2.imwrite(str(path), picture(200, 300))
-    content = export_onnx(model, cfg, ["class"] * 10)
+    content = export_onnx(model, cfg, ["class"] * num_classes)
     for difference in compare(content, model, cfg, path):
         assert difference.is_small and difference.count >= count, difference
 
@@ -195,14 +226,32 @@ def test_classifiers(name, tmp_path):
         dict(type="PackInputs"),
     ]
     model = classifiers.build(classifiers.config(name)).eval()
-    check(model, cfg, 1, tmp_path)
+    check(model, cfg, 1, tmp_path, classifiers.CLASSES)
+
+
+def test_images_in_memory_are_rgb(tmp_path):
+    cfg = pair_config()
+    resize = dict(type="Resize", scale=classifiers.SIZE)
+    cfg.test_dataloader.dataset.pipeline = [resize, dict(type="PackInputs")]
+    model = classifiers.build(classifiers.config("resnet18")).eval()
+    check(model, cfg, 1, tmp_path, classifiers.CLASSES)
+    graph = build_graph(model, is_rgb=True)
+    image = torch.rand(1, 3, classifiers.SIZE, classifiers.SIZE) * 255
+    expected = model.data_preprocessor(dict(inputs=image.flip(1)))["inputs"]
+    assert torch.equal(graph.preprocess(image), expected)
+
+
+def test_number_of_classes_is_checked():
+    cfg = pair_config()
+    with pytest.raises(ValueError, match="has 10 classes, but 2 are named"):
+        export_onnx(build(cfg.model.student), cfg, ["cat", "dog"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (dict(rcnn=dict(nms=dict(type="soft_nms"))), "test_cfg.rcnn.nms={'type': 'soft_nms'"),
-        (dict(rpn=dict(nms_pre=-1)), "test_cfg.rpn.nms_pre=-1"),
+        (dict(rpn=dict(nms_pre=-1)), "test_cfg.rpn.nms_pre must be"),
     ],
 )
 def test_other_test_settings_are_refused(change, message):
