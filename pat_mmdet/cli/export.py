@@ -48,13 +48,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("out", help=f"file to write ({', '.join(_WRITERS)})")
     parser.add_argument(
         "--image",
-        help="photograph to compare predictions in ONNX and PyTorch on; by default one of the "
-        "config's test images, or a portrait where there are none",
+        help="with .onnx, image to compare the predictions on; by default one of the config's test "
+        "images, or a portrait where there are none",
     )
     add_cfg_options(parser)
     args = parser.parse_args()
     if Path(args.out).suffix not in _WRITERS:
         parser.error(f"OUT must end with {' or '.join(_WRITERS)}")
+    if args.image and not args.out.endswith(".onnx"):
+        parser.error("--image is for .onnx: other formats are not compared")
     return args
 
 
