@@ -32,6 +32,7 @@ MM = [
 CLASSIFICATION = ["mmpretrain>=1.0.0,<2.0.0", "timm>=0.9"]
 DEMO = ["scikit-learn", "matplotlib"]
 FASTER_EVAL = ["faster-coco-eval>=1.6.5"]
+DEPLOY = ["onnx>=1.20,<2", "onnxscript>=0.7,<1", "onnxruntime>=1.23,<2"]
 TEST = ["coverage", "mypy", "pytest", "pytest-xdist", "ruff"]
 
 
@@ -73,7 +74,8 @@ setup(
         "classification": CLASSIFICATION,
         "demo": DEMO,
         "faster-eval": FASTER_EVAL,
-        "test": [*DEMO, *FASTER_EVAL, *TEST],
-        "all": [*MM, *CLASSIFICATION, *DEMO],
+        "deploy": DEPLOY,
+        "test": [*DEMO, *FASTER_EVAL, *DEPLOY, *TEST],
+        "all": [*MM, *CLASSIFICATION, *DEMO, *DEPLOY],
     },
 )

@@ -1,7 +1,10 @@
-"""Write a trained student as weights and a config that plain MMDetection or mmpretrain runs.
+"""Write a trained student for use without this package: weights and config, or ONNX.
 
-The weights of a timm student also load with ``timm.create_model(..., checkpoint_path=...)``. A file
-whose name ends with ``.safetensors`` holds tensors alone; MMDetection's tools read ``.pth``.
+The ending of OUT decides. ``.pth`` has weights with a config inside and beside them, which plain
+MMDetection or mmpretrain runs; those of a timm student also load with
+``timm.create_model(..., checkpoint_path=...)``. ``.safetensors`` holds tensors alone; MMDetection's
+tools read ``.pth``. ``.onnx`` has pre- and post-processing inside, for onnxruntime, OpenVINO and
+TensorRT. It is compared with PyTorch before it is written.
 """
 
 from __future__ import annotations
@@ -13,11 +16,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmengine import registry
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, Registry, init_default_scope
+from mmengine.registry import DATASETS, MODELS, DefaultScope, Registry, init_default_scope
 
 from pat_mmdet.cli.arguments import add_cfg_options
 from pat_mmdet.utils import (
@@ -27,6 +30,9 @@ from pat_mmdet.utils import (
     write_atomic,
 )
 from pat_mmdet.utils.errors import clear_errors
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Settings of one run on one machine.
 _OF_THE_RUN = ("work_dir", "load_from", "resume", "launcher", "experiment_name", "cfg")
@@ -39,14 +45,75 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of the config the student was trained with")
     parser.add_argument("checkpoint", help="checkpoint of the training")
+    parser.add_argument("out", help=f"file to write ({', '.join(_WRITERS)})")
     parser.add_argument(
-        "out", help="file for the weights (.pth or .safetensors); the config goes beside it (.py)"
+        "--image",
+        help="with .onnx, image to compare the predictions on; by default one of the config's test "
+        "images, or a portrait where there are none",
     )
     add_cfg_options(parser)
     args = parser.parse_args()
-    if not args.out.endswith((".pth", ".safetensors")):
-        parser.error("OUT must end with .pth or .safetensors")
+    if Path(args.out).suffix not in _WRITERS:
+        parser.error(f"OUT must end with {' or '.join(_WRITERS)}")
+    if args.image and not args.out.endswith(".onnx"):
+        parser.error("--image is for .onnx: other formats are not compared")
     return args
+
+
+class Student(NamedTuple):
+    """A trained student.
+
+    Attributes:
+        cfg (Config): Config that it was trained with.
+        model (nn.Module): The network.
+        dataset_meta (dict): Names and colours of its classes, as far as they are known.
+    """
+
+    cfg: Config
+    model: nn.Module
+    dataset_meta: dict[str, Any]
+
+
+def load_student(config: str, checkpoint: str, options: dict | None = None) -> Student:
+    """Build a student and load its weights.
+
+    Args:
+        config (str): Path of the config, of a pair or of the student alone.
+        checkpoint (str): Checkpoint of the training, or weights.
+        options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
+
+    Returns:
+        Student: The student.
+
+    Raises:
+        FileNotFoundError: If there is no such config or checkpoint.
+        ValueError: If one of them cannot be read, or they do not fit together.
+    """
+    from pat_mmdet.utils import load_weights, read_checkpoint
+
+    cfg = load_config(config, options)
+    init_default_scope(cfg.get("default_scope", "mmdet"))
+    model = MODELS.build(student_model(cfg))
+    load_weights(model, checkpoint, allow_unused=("distill.",))
+    return Student(cfg, model, _dataset_meta(cfg, read_checkpoint(checkpoint).get("meta")))
+
+
+def _dataset_meta(cfg: Config, meta: Any) -> dict[str, Any]:
+    """Return the names of the classes, and what goes with them.
+
+    Those of the training, which are in ``meta`` of its checkpoint, go before those of the config.
+    """
+    dataset = cfg.get("test_dataloader", {}).get("dataset", {})
+    places = (
+        meta.get("dataset_meta") if isinstance(meta, dict) else None,
+        dataset.get("metainfo"),
+        dict(classes=cfg.get("classes")),
+        getattr(DATASETS.get(dataset.get("type", "")), "METAINFO", None),
+    )
+    for place in places:
+        if isinstance(place, dict) and place.get("classes") and _is_plain(place["classes"]):
+            return place
+    return {}
 
 
 def plain_config(cfg: Config) -> Config:
@@ -195,13 +262,14 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (str, int, float))
 
 
-def save_weights(state: dict, dataset_meta: dict, out: Path) -> None:
-    """Write weights with the names and colours of the classes, as tensors and plain data.
+def save_weights(state: dict, dataset_meta: dict, config: str, out: Path) -> None:
+    """Write weights, as tensors and plain data.
 
     Args:
         state (dict): Weights by name.
-        dataset_meta (dict): Meta information of the data set; objects in it are left out.
-        out (Path): A ``.pth`` or ``.safetensors`` file.
+        dataset_meta (dict): Names and colours of the classes; objects in it are left out.
+        config (str): Text of the plain config.
+        out (Path): A ``.pth`` or ``.safetensors`` file; the latter has no config.
     """
     import torch
 
@@ -217,29 +285,63 @@ def save_weights(state: dict, dataset_meta: dict, out: Path) -> None:
         write_atomic(out, save(tensors, metadata=dict(dataset_meta=json.dumps(plain))))
         return
     content = io.BytesIO()
-    torch.save(dict(meta=dict(dataset_meta=plain), state_dict=state), content)
+    torch.save(dict(meta=dict(cfg=config, dataset_meta=plain), state_dict=state), content)
     write_atomic(out, content.getbuffer())
+
+
+def _write_weights(student: Student, args: argparse.Namespace) -> None:
+    """Write weights, and the plain config beside them."""
+    out = Path(args.out)
+    config = plain_config(student.cfg)
+    save_weights(student.model.state_dict(), student.dataset_meta, config.pretty_text, out)
+    config.dump(out.with_suffix(".py"))
+    print(f"weights: {out}\nconfig:  {out.with_suffix('.py')}")
+
+
+def _write_onnx(student: Student, args: argparse.Namespace) -> None:
+    """Write ONNX if it agrees with PyTorch.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    try:
+        from pat_mmdet.deploy.comparison import compare
+        from pat_mmdet.deploy.onnx_export import export_onnx, find_image
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the export to ONNX needs {error.name}: pip install onnx onnxscript onnxruntime"
+        ) from None
+
+    classes = list(map(str, student.dataset_meta.get("classes", ())))
+    image = args.image or find_image(student.cfg)
+    content = export_onnx(student.model.eval(), student.cfg, classes)
+    print("difference between ONNX and PyTorch:")
+    differences = []
+    for difference in compare(content, student.model, student.cfg, image):
+        print(f"  {difference}")
+        differences.append(difference)
+    if not all(difference.is_small for difference in differences):
+        raise ValueError(
+            f"{args.out} is not written: it would not predict what PyTorch predicts, see above"
+        )
+    write_atomic(Path(args.out), content)
+    if not any(difference.count for difference in differences):
+        print(
+            "Nothing was detected, so no boxes were compared: give an image with objects, --image"
+        )
+    print(f"ONNX:    {args.out} ({len(content) / 2**20:.1f} MiB)")
+
+
+_WRITERS = {".pth": _write_weights, ".safetensors": _write_weights, ".onnx": _write_onnx}
 
 
 def main() -> None:
     """Export as the command line says."""
     args = parse_args()
 
-    from pat_mmdet.utils import load_weights, read_checkpoint
-
-    out = Path(args.out)
     with clear_errors(args.traceback):
-        cfg = load_config(args.config, args.cfg_options)
-        init_default_scope(cfg.get("default_scope", "mmdet"))
-        student = MODELS.build(student_model(cfg))
-        load_weights(student, args.checkpoint, allow_unused=("distill.",))
-        meta = read_checkpoint(args.checkpoint).get("meta")
-        dataset_meta = meta.get("dataset_meta") if isinstance(meta, dict) else None
-        if not isinstance(dataset_meta, dict):
-            dataset_meta = dict(classes=cfg.get("classes"))
-        save_weights(student.state_dict(), dataset_meta, out)
-    plain_config(cfg).dump(out.with_suffix(".py"))
-    print(f"weights: {out}\nconfig:  {out.with_suffix('.py')}")
+        student = load_student(args.config, args.checkpoint, args.cfg_options)
+        _WRITERS[Path(args.out).suffix](student, args)
 
 
 if __name__ == "__main__":

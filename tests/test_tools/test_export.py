@@ -197,10 +197,10 @@ def test_exported_file_is_plain(name, tmp_path):
     student[1].weight = student[0].weight  # tied
     meta = dict(classes=("a", "b"), palette=PickledObject(), other=3)
     out = tmp_path / name
-    save_weights(student.state_dict(), meta, out)
+    save_weights(student.state_dict(), meta, "model = dict()", out)
     if out.suffix == ".pth":
         content = torch.load(out, weights_only=True)
-        assert content["meta"] == dict(dataset_meta=dict(classes=("a", "b")))
+        assert content["meta"] == dict(cfg="model = dict()", dataset_meta=dict(classes=("a", "b")))
     else:
         with safe_open(out, "pt") as file:
             assert file.metadata() == dict(dataset_meta='{"classes": ["a", "b"]}')
