@@ -348,7 +348,14 @@ def test_coco_teacher_weight_decay():
 # What sets the named forms of PAT apart.
 PAT_FORMS = {
     "pat_fast": ("afp_stages", "prompted_share"),
-    "pat_plus": ("alignment", "distance", "weigh_levels", "afp_stages", "fd_weight"),
+    "pat_plus": (
+        "alignment",
+        "distance",
+        "weigh_levels",
+        "afp_stages",
+        "fd_weight",
+        "inherit_heads",
+    ),
     "pat_raa": ("afp_stages",),
     "pat_spatial": ("prompt",),
 }

@@ -79,8 +79,8 @@ class PAT(BaseMethod):
         temperature (float): Temperature of both KL terms.
         alignment (str): What of the student is compared with the teacher's levels. ``'raa'``: maps
             that are constant within regions. ``'projector'``: FitNet's projection of the level.
-            ``'identity'``: the level itself, which needs a projection where widths differ.
-            ``'projector+raa'``: their sum, where RAA has a gate for each channel that starts at 0.
+            ``'projector+raa'``: the sum of both, where RAA has a gate for each channel that starts
+            at 0. ``'identity'``: the level itself, projected only where the widths differ.
         distance (str): ``'hcl'``, the hierarchical context loss; ``'mse'``; or ``'correlation'``,
             1 − r of each channel, weighted by the channel's spread in the plain teacher, see
             :func:`channel_correlation_loss` and :func:`spread_weights`.
@@ -125,7 +125,7 @@ class PAT(BaseMethod):
         fd_weight: NonNegativeFloat = 1.0,
         reg_weight: NonNegativeFloat = 1.0,
         temperature: PositiveFloat = 1.0,
-        alignment: Literal["raa", "projector", "identity", "projector+raa"] = "raa",
+        alignment: Literal["raa", "projector", "projector+raa", "identity"] = "raa",
         distance: Literal["hcl", "mse", "correlation"] = "hcl",
         weigh_levels: bool = False,
         region_weight: NonNegativeFloat = 0.0,
