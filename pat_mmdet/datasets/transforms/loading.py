@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import multiprocessing
+from typing import Any
 
 import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
-from mmdet.registry import TRANSFORMS
 from mmengine.fileio import get
 from mmengine.logging import print_log
+from mmengine.registry import TRANSFORMS
 
-# Of the module, as a transform that holds it could not be copied; workers inherit it.
+from pat_mmdet.utils.images import read_orientation
+
+# Of the module, as a transform that holds them could not be copied; workers inherit them.
 _skipped = multiprocessing.Value("i", 0)
+_resized = multiprocessing.Value("i", 0)
+_turned = multiprocessing.Value("i", 0)
 _JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # The longer side by the shorter one; beyond that, resizing may leave no pixel of the shorter side.
 _MAX_ASPECT_RATIO = 64
@@ -28,9 +34,10 @@ class LoadImageOrSkip(LoadImageFromFile):
     thin to be resized is padded at its end.
 
     The EXIF orientation is followed, as in MMDetection, unless the annotation file gives the size
-    of the image as it is stored: then it is loaded as stored, where its boxes fit.
+    of the image as it is stored: then it is loaded as stored, where its boxes fit. There are
+    warnings where the size does not tell the frame of the boxes, and where it is another one.
 
-    The arguments are those of mmcv's ``LoadImageFromFile``.
+    The arguments are those of mmcv's ``LoadImageFromFile``, without ``file_client_args``.
     """
 
     def transform(self, results: dict) -> dict | None:
@@ -39,12 +46,10 @@ class LoadImageOrSkip(LoadImageFromFile):
         try:
             image = _pad_thin(self._load(results))
         except Exception as error:
-            with _skipped.get_lock():
-                _skipped.value += 1
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             _warn(
-                f"image {path!r} cannot be read and is skipped "
-                f"({type(error).__name__}: {error}); skipped so far: {_skipped.value}. "
-                "Copy it again, or take it out of the annotations"
+                f"image {path!r} cannot be read and is skipped ({reason}); skipped so far: "
+                f"{_count(_skipped)}. Copy it again, or take it out of the data"
             )
             return None
         results["img"] = image.astype(np.float32) if self.to_float32 else image
@@ -54,25 +59,77 @@ class LoadImageOrSkip(LoadImageFromFile):
     def _load(self, results: dict) -> np.ndarray:
         """Load an image in the frame of its annotations."""
         path = results["img_path"]
-        try:
-            image = super().transform(results)["img"]
-        except Exception:
-            content = get(path, backend_args=self.backend_args)
-            is_cut = content.startswith(_JPEG_BEGIN) and not content.endswith(_JPEG_END)
-            image = self._decode(content + _JPEG_END, self.color_type) if is_cut else None
-            if image is None:
-                raise
-            _warn(f"image {path!r} is cut; it is used as far as it goes. Copy it again")
-        annotated = (results.get("height"), results.get("width"))
-        if image.shape[1::-1] == annotated and image.shape[:2] != annotated:
-            content = get(path, backend_args=self.backend_args)
-            stored = self._decode(content, "color_ignore_orientation")
-            if stored.shape[:2] == annotated:
-                return stored
+        shape = (results["height"], results["width"]) if "height" in results else None
+        options = (shape, self.color_type, self.imdecode_backend)
+        content = get(path, backend_args=self.backend_args)
+        image = decode_image(content, *options)
+        if image is None and content.startswith(_JPEG_BEGIN) and not content.endswith(_JPEG_END):
+            image = decode_image(content + _JPEG_END, *options)
+            if image is not None:
+                _warn(f"image {path!r} is cut; it is used as far as it goes. Copy it again")
+        if image is None:
+            raise ValueError("it is damaged, or no image of a known format")
+        if results.get("instances"):
+            _check_frame(path, image.shape[:2], shape, content)
         return image
 
-    def _decode(self, content: bytes, flag: str) -> np.ndarray | None:
-        return mmcv.imfrombytes(content, flag=flag, backend=self.imdecode_backend)
+
+def decode_image(
+    content: bytes,
+    shape: tuple[int, int] | None = None,
+    flag: str = "color",
+    backend: str | None = None,
+) -> np.ndarray | None:
+    """Decode an image as shown, or as stored if only that gives a known shape.
+
+    Args:
+        content (bytes): The image file.
+        shape (tuple[int, int], optional): Annotated (height, width).
+        flag (str): As of :func:`mmcv.imfrombytes`.
+        backend (str, optional): As of :func:`mmcv.imfrombytes`.
+
+    Returns:
+        np.ndarray | None: The image, (H, W, 3) as BGR or (H, W); ``None`` if it cannot be decoded.
+    """
+    image = mmcv.imfrombytes(content, flag=flag, backend=backend)
+    if image is None or image.shape[:2] == shape or image.shape[1::-1] != shape:
+        return image
+    if flag not in ("color", "grayscale"):  # others ignore the orientation
+        return image
+    stored = mmcv.imfrombytes(content, flag=f"{flag}_ignore_orientation", backend=backend)
+    return stored if stored is not None and stored.shape[:2] == shape else image
+
+
+def _check_frame(
+    path: str, shape: tuple[int, int], annotated: tuple[int, int], content: bytes
+) -> None:
+    """Warn where boxes may be in another frame than the image, after 1, 10, 100, ... images.
+
+    Args:
+        path (str): Path of the image.
+        shape (tuple[int, int]): Its (height, width) as loaded.
+        annotated (tuple[int, int]): (height, width) in the annotation file.
+        content (bytes): Its file.
+    """
+    if shape != annotated:
+        count = _count(_resized)
+        if _is_power_of_ten(count):
+            _warn(
+                f"image {path!r} has (height, width) {shape} and is annotated with {annotated}; "
+                f"boxes are used as they are; such images so far: {count}. Correct the size, and "
+                "the boxes if the image was resized"
+            )
+        return
+    orientation = read_orientation(io.BytesIO(content))
+    if orientation in (2, 3, 4) or (orientation > 4 and shape[0] == shape[1]):
+        count = _count(_turned)
+        if _is_power_of_ten(count):
+            _warn(
+                f"image {path!r} has the EXIF orientation {orientation}, which its size does not "
+                f"show; it is turned as viewers do, and boxes are taken for that; such images so "
+                f"far: {count}. If boxes are for the pixels as stored, remove the orientation or "
+                "set color_type='color_ignore_orientation' in LoadImageOrSkip"
+            )
 
 
 def _pad_thin(image: np.ndarray) -> np.ndarray:
@@ -80,6 +137,17 @@ def _pad_thin(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     shape = (max(height, width // _MAX_ASPECT_RATIO), max(width, height // _MAX_ASPECT_RATIO))
     return image if shape == (height, width) else mmcv.impad(image, shape=shape)
+
+
+def _count(counter: Any) -> int:
+    """Add one to a counter of all workers and return its value."""
+    with counter.get_lock():
+        counter.value += 1
+        return counter.value
+
+
+def _is_power_of_ten(count: int) -> bool:
+    return str(count).strip("0") == "1"
 
 
 def _warn(message: str) -> None:

@@ -19,7 +19,7 @@ class ImageFileVisualizationHook(VisualizationHook):
 
     The inputs of the network are resized images, or several views of one with test-time
     augmentation. Files begin with the index of the sample, as images of different folders may have
-    the same name.
+    the same name. Those that cannot be read are left out: the dataset has reported them.
     """
 
     def _draw_samples(
@@ -37,7 +37,10 @@ class ImageFileVisualizationHook(VisualizationHook):
                 continue
             # Test-time augmentation averages the scores and leaves the label of the first view.
             sample.set_pred_label(sample.pred_score.argmax(-1))
-            image = mmcv.imread(sample.img_path, channel_order="rgb")
+            try:
+                image = mmcv.imread(sample.img_path, channel_order="rgb")
+            except Exception:
+                continue
             name = f"{sample.sample_idx:05d}_{os.path.basename(sample.img_path)}"
             if self.out_dir is not None:
                 self.draw_args["out_file"] = os.path.join(self.out_dir, name)
