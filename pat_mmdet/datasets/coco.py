@@ -26,13 +26,13 @@ class CheckedCocoDataset(BlackForUnreadable, CocoDataset):
         ValueError: If the annotation file is not valid or does not fit the classes.
     """
 
+    @paused_gc()
     def load_data_list(self) -> list[dict]:
         """Load the annotations and check whether the images are there and of the annotated size."""
         self.COCOAPI = partial(
             CheckedCOCO, image_folder=self.data_prefix["img"], data_root=self.data_root
         )
-        with paused_gc():
-            data_list = super().load_data_list()
+        data_list = super().load_data_list()
         if not self.test_mode and all(
             instance["ignore_flag"] for info in data_list for instance in info["instances"]
         ):

@@ -33,6 +33,18 @@ _MAX_AREA = 1e10  # COCO's evaluation leaves larger objects out
 _MAX_PIXELS = 2**30  # of an image that OpenCV reads
 
 
+@contextmanager
+def paused_gc() -> Iterator[None]:
+    """Pause the garbage collector, which would go through millions of new objects many times."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class CheckedCOCO(COCO):
     """Read an annotation file, and say what is wrong with it.
 
@@ -54,13 +66,13 @@ class CheckedCOCO(COCO):
         ValueError: If it is truncated, or its entries are incomplete or contradict each other.
     """
 
+    @paused_gc()
     def __init__(
         self, annotation_file: str, image_folder: str | None = None, data_root: str | None = None
     ) -> None:
         super().__init__()
         self.path = annotation_file
-        with paused_gc():
-            self.dataset = self._read()
+        self.dataset = self._read()
         self._check_fields()
         self._check_ids()
         self._check_images()
@@ -373,18 +385,6 @@ class CheckedCOCO(COCO):
 
     def _warn(self, message: str) -> None:
         _warn_once(f"annotation file {self.path!r}: {message}")
-
-
-@contextmanager
-def paused_gc() -> Iterator[None]:
-    """Pause the garbage collector, which would go through millions of new objects many times."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _values(entries: Iterable[dict], key: str) -> Iterator:

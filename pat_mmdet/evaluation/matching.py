@@ -88,9 +88,7 @@ def _to_coco(truth: Sequence[Boxes], predictions: Sequence[Boxes]) -> tuple[COCO
 def _entries(images: Sequence[Boxes]) -> list[tuple[dict, float]]:
     """Return the boxes of all images as entries of COCO, with their values."""
     boxes = [
-        (index, *box)
-        for index, image in enumerate(images)
-        for box in zip(*map(np.ndarray.tolist, image))
+        (index, *box) for index, image in enumerate(images) for box in zip(*map(np.ndarray.tolist, image))
     ]
     return [
         (dict(id=number, image_id=index, category_id=label, bbox=box), value)

@@ -82,9 +82,7 @@ def draw_curves(work_dirs: Sequence[Path | None]) -> str:
         return ""
     panels = sorted(keys, key=lambda key: ("/" not in key, key != "loss"))
     rows = -(-len(panels) // _COLUMNS)
-    with matplotlib.rc_context(
-        {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
-    ):
+    with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(14, 2 * rows), layout="constrained")
         for place, key in enumerate(panels, start=1):
             axis = figure.add_subplot(rows, _COLUMNS, place)
