@@ -9,7 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import chain
 from operator import itemgetter
@@ -157,12 +157,10 @@ class CheckedCOCO(COCO):
     def _check_field(self, part: str, key: str, types: tuple[type, ...]) -> None:
         """Check that all entries of a part have a value of one of the types."""
         entries = self.dataset[part]
-        try:
+        with suppress(KeyError):
             if set(map(type, _values(entries, key))) <= set(types):
                 return
-        except KeyError:
-            lacking = [entry for entry in entries if key not in entry]
-            self._refuse(part, f"lack {key!r}", lacking)
+        self._refuse(part, f"lack {key!r}", [entry for entry in entries if key not in entry])
         names = " or ".join(item.__name__ for item in types)
         wrong = [entry for entry in entries if type(entry[key]) not in types]
         self._refuse(part, f"have a {key!r} that is no {names}", wrong)

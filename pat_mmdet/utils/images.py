@@ -6,10 +6,12 @@ image therefore has two sizes, as shown and as stored, and annotation files may 
 
 from __future__ import annotations
 
+import io
 from typing import BinaryIO
 
 from PIL import Image
 
+_PNG = b"\x89PNG"
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on, width and height are swapped
 Size = tuple[int, int]
 
@@ -30,10 +32,12 @@ def read_image_sizes(path: str) -> tuple[Size, Size]:
     return (stored[::-1] if orientation >= 5 else stored), stored
 
 
-def read_orientation(file: BinaryIO) -> int:
-    """Read the EXIF orientation of an image, 1 (none) to 8; 1 if its header cannot be read."""
+def read_orientation(content: bytes) -> int:
+    """Read the EXIF orientation of an image file, 1 (none) to 8; 1 if it cannot be read."""
+    if content.startswith(_PNG) and b"eXIf" not in content:
+        return 1  # Pillow would decode the image to find that out
     try:
-        return _read_header(file)[1]
+        return _read_header(io.BytesIO(content))[1]
     except OSError:
         return 1
 

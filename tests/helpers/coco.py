@@ -74,6 +74,7 @@ def dataset(folder, test=False, classes=("cat", "dog"), **options):
         filter_cfg=None if test else dict(filter_empty_gt=True, min_size=1),
         pipeline=TEST if test else TRAIN,
         test_mode=test,
+        serialize_data=False,  # which collects garbage, for longer than the rest takes
     )
     return DATASETS.build({**cfg, **options})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import multiprocessing
 from typing import Any
@@ -62,6 +61,8 @@ class LoadImageOrSkip(LoadImageFromFile):
         shape = (results["height"], results["width"]) if "height" in results else None
         options = (shape, self.color_type, self.imdecode_backend)
         content = get(path, backend_args=self.backend_args)
+        if not content:
+            raise ValueError("it is empty")
         image = decode_image(content, *options)
         if image is None and content.startswith(_JPEG_BEGIN) and not content.endswith(_JPEG_END):
             image = decode_image(content + _JPEG_END, *options)
@@ -100,6 +101,26 @@ def decode_image(
     return stored if stored is not None and stored.shape[:2] == shape else image
 
 
+def read_image(
+    path: str, shape: tuple[int, int] | None = None, backend_args: dict | None = None
+) -> np.ndarray | None:
+    """Read an image to draw on, as :class:`LoadImageOrSkip` has loaded it.
+
+    Args:
+        path (str): Path of the image.
+        shape (tuple[int, int], optional): Annotated (height, width).
+        backend_args (dict, optional): Arguments of the file backend.
+
+    Returns:
+        np.ndarray | None: The image (H, W, 3) as BGR; ``None`` if it cannot be read, which the
+        data set has reported.
+    """
+    try:
+        return decode_image(get(path, backend_args=backend_args), shape)
+    except Exception:
+        return None
+
+
 def _check_frame(
     path: str, shape: tuple[int, int], annotated: tuple[int, int], content: bytes
 ) -> None:
@@ -120,7 +141,7 @@ def _check_frame(
                 "the boxes if the image was resized"
             )
         return
-    orientation = read_orientation(io.BytesIO(content))
+    orientation = read_orientation(content)
     if orientation in (2, 3, 4) or (orientation > 4 and shape[0] == shape[1]):
         count = _count(_turned)
         if _is_power_of_ten(count):

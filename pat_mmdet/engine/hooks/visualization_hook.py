@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import mmcv
 from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.structures import DetDataSample
-from mmengine.fileio import get
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from pat_mmdet.datasets.transforms.loading import decode_image
+from pat_mmdet.datasets.transforms.loading import read_image
 
 
 @HOOKS.register_module()
@@ -57,13 +55,13 @@ class TolerantVisualizationHook(DetVisualizationHook):
 
     def _draw(self, sample: DetDataSample, name: str, step: int, folder: str | None = None) -> bool:
         """Draw an image with its predictions; return False if it cannot be read."""
-        image = self._read(sample)
+        image = read_image(sample.img_path, sample.ori_shape, self.backend_args)
         if image is None:
             return False
         base = os.path.basename(sample.img_path)
         self._visualizer.add_datasample(
             base if self.show else name,
-            image,
+            mmcv.bgr2rgb(image),
             data_sample=sample,
             show=self.show,
             wait_time=self.wait_time,
@@ -72,12 +70,3 @@ class TolerantVisualizationHook(DetVisualizationHook):
             step=step,
         )
         return True
-
-    def _read(self, sample: DetDataSample) -> Any:
-        """Read the image (H, W, 3) of a sample as RGB; return None if that fails."""
-        try:
-            content = get(sample.img_path, backend_args=self.backend_args)
-            return mmcv.bgr2rgb(decode_image(content, shape=sample.ori_shape))
-        except Exception:
-            # Whatever is wrong with the file, the dataset has reported it.
-            return None
