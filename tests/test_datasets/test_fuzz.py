@@ -369,7 +369,7 @@ KINDS = {
     **{f"jpeg turned {i}": turned(i) for i in range(2, 9)},
 }
 UNKNOWN = ("tiff F",)  # to OpenCV
-CHECKED = {kind for kind in KINDS if kind.startswith("png")} - {"png animated"}  # by checksums
+CHECKED = {kind for kind in KINDS if kind.startswith("png")}  # by checksums
 DAMAGES = {
     "as it is": lambda content, _: content,
     **{

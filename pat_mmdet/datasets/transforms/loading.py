@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import multiprocessing
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
-from mmengine.fileio import get
+from mmengine.fileio import FileClient, get
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
+from PIL import Image
 
 from pat_mmdet.utils.images import read_orientation
 
@@ -19,6 +21,8 @@ from pat_mmdet.utils.images import read_orientation
 _skipped = multiprocessing.Value("i", 0)
 _resized = multiprocessing.Value("i", 0)
 _turned = multiprocessing.Value("i", 0)
+_TURNING_FLAGS = ("color", "grayscale")  # of mmcv; others ignore the EXIF orientation
+_PNG_BEGIN = b"\x89PNG"
 _JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # The longer side by the shorter one; beyond that, resizing may leave no pixel of the shorter side.
 _MAX_ASPECT_RATIO = 64
@@ -36,7 +40,7 @@ class LoadImageOrSkip(LoadImageFromFile):
     of the image as it is stored: then it is loaded as stored, where its boxes fit. There are
     warnings where the size does not tell the frame of the boxes, and where it is another one.
 
-    The arguments are those of mmcv's ``LoadImageFromFile``, without ``file_client_args``.
+    The arguments are those of mmcv's ``LoadImageFromFile``.
     """
 
     def transform(self, results: dict) -> dict | None:
@@ -60,9 +64,15 @@ class LoadImageOrSkip(LoadImageFromFile):
         path = results["img_path"]
         shape = (results["height"], results["width"]) if "height" in results else None
         options = (shape, self.color_type, self.imdecode_backend)
-        content = get(path, backend_args=self.backend_args)
+        if self.file_client_args is not None:  # deprecated in mmcv
+            content = FileClient.infer_client(self.file_client_args, path).get(path)
+        else:
+            content = get(path, backend_args=self.backend_args)
         if not content:
             raise ValueError("it is empty")
+        if content.startswith(_PNG_BEGIN) and b"acTL" in content[:1024]:
+            # OpenCV fills damaged parts of animated ones with what is in the memory.
+            Image.open(io.BytesIO(content)).verify()
         image = decode_image(content, *options)
         if image is None and content.startswith(_JPEG_BEGIN) and not content.endswith(_JPEG_END):
             image = decode_image(content + _JPEG_END, *options)
@@ -70,8 +80,9 @@ class LoadImageOrSkip(LoadImageFromFile):
                 _warn(f"image {path!r} is cut; it is used as far as it goes. Copy it again")
         if image is None:
             raise ValueError("it is damaged, or no image of a known format")
-        if results.get("instances"):
-            _check_frame(path, image.shape[:2], shape, content)
+        if shape is not None and results.get("instances"):
+            orientation = read_orientation(content) if self.color_type in _TURNING_FLAGS else 1
+            _check_frame(path, image.shape[:2], shape, orientation)
         return image
 
 
@@ -95,7 +106,7 @@ def decode_image(
     image = mmcv.imfrombytes(content, flag=flag, backend=backend)
     if image is None or image.shape[:2] == shape or image.shape[1::-1] != shape:
         return image
-    if flag not in ("color", "grayscale"):  # others ignore the orientation
+    if flag not in _TURNING_FLAGS:
         return image
     stored = mmcv.imfrombytes(content, flag=f"{flag}_ignore_orientation", backend=backend)
     return stored if stored is not None and stored.shape[:2] == shape else image
@@ -122,7 +133,7 @@ def read_image(
 
 
 def _check_frame(
-    path: str, shape: tuple[int, int], annotated: tuple[int, int], content: bytes
+    path: str, shape: tuple[int, int], annotated: tuple[int, int], orientation: int
 ) -> None:
     """Warn where boxes may be in another frame than the image, after 1, 10, 100, ... images.
 
@@ -130,7 +141,7 @@ def _check_frame(
         path (str): Path of the image.
         shape (tuple[int, int]): Its (height, width) as loaded.
         annotated (tuple[int, int]): (height, width) in the annotation file.
-        content (bytes): Its file.
+        orientation (int): EXIF orientation that was followed, 1 for none.
     """
     if shape != annotated:
         count = _count(_resized)
@@ -141,7 +152,6 @@ def _check_frame(
                 "the boxes if the image was resized"
             )
         return
-    orientation = read_orientation(content)
     if orientation in (2, 3, 4) or (orientation > 4 and shape[0] == shape[1]):
         count = _count(_turned)
         if _is_power_of_ten(count):
