@@ -11,6 +11,7 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from pat_mmdet.datasets.coco_api import CheckedCOCO, paused_gc
+from pat_mmdet.datasets.transforms.loading import read_image
 from pat_mmdet.datasets.unreadable import BlackForUnreadable
 from pat_mmdet.utils.images import read_image_sizes
 
@@ -59,7 +60,10 @@ class CheckedCocoDataset(BlackForUnreadable, CocoDataset):
             try:
                 shown, _ = read_image_sizes(path)
             except OSError:
-                (unreadable if os.path.isfile(path) else absent).append(path)
+                if not os.path.isfile(path):
+                    absent.append(path)
+                elif read_image(path) is None:  # Pillow knows other formats than OpenCV
+                    unreadable.append(path)
             else:
                 # Width and height may be those of the frame as stored.
                 if sorted(shown) != sorted((info["width"], info["height"])):

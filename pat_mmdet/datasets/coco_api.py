@@ -238,13 +238,15 @@ class CheckedCOCO(COCO):
                 "set iscrowd=0 for single objects"
             )
         ids = list(_values(annotations, "id"))
+        repeated = len(ids) - len(set(ids))
         is_numbered = set(map(type, ids)) == {int} and min(ids) > 0 and max(ids) <= _MAX_ID
-        if not is_numbered or len(set(ids)) < len(ids):
+        if repeated or not is_numbered:
             for number, annotation in enumerate(annotations, 1):
                 annotation["id"] = number
+            fault = f"{repeated} have the id of another" if repeated else "their ids are others"
             self._warn(
-                f"{len(ids) - len(set(ids))} annotations have the id of another, or ids are not "
-                "numbers from 1 on, which COCO's evaluation needs; they are numbered anew in memory"
+                "COCO's evaluation needs a number of its own, from 1 on, for each annotation, and "
+                f"{fault}; they are numbered anew in memory"
             )
 
     def _check_boxes(self, image_folder: str | None) -> None:

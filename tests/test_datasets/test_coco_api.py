@@ -215,8 +215,14 @@ def test_file_names_within_the_data_root(data):
 @pytest.mark.parametrize(
     ("numbers", "warning"),
     [
-        (numbered(lambda index: index), "0 annotations have the id of another, or ids are not"),
-        (numbered(lambda index: index // 2 + 1), "6 annotations have the id of another"),
+        (
+            numbered(lambda index: index),
+            "from 1 on, for each annotation, and their ids are others",
+        ),
+        (
+            numbered(lambda index: index // 2 + 1),
+            "and 6 have the id of another; they are numbered",
+        ),
         (numbered(lambda index: f"a{index}"), "they are numbered anew in memory"),
         (numbered(lambda index: -index - 1), "they are numbered anew in memory"),
         (numbered(lambda index: index + 2**53), "they are numbered anew in memory"),
