@@ -69,11 +69,7 @@ def read_list(path: Path, xmls: dict[str, Path]) -> list[Path]:
 
 
 def read_xml(path: Path) -> tuple[list[float], list[tuple[str, list[float], bool]]]:
-    """Return [width, height], 0 where it is not given, and (name, corners, difficult) of objects.
-
-    Raises:
-        ValueError: If the file cannot be read, or a name or number is missing.
-    """
+    """Return [width, height], 0 if not given, and name, corners and difficulty of the objects."""
     try:
         root = ET.parse(path).getroot()
     except (ET.ParseError, ValueError, LookupError) as error:
@@ -104,25 +100,14 @@ def to_numbers(texts: list[str], where: str) -> list[float]:
 def convert_image(
     coco: dict, path: Path, xml: Path, root: Path, classes: list[str], first: int
 ) -> list[str]:
-    """Add an image and its boxes to the content of a COCO file.
-
-    Args:
-        coco (dict): The content; changed in place.
-        path (Path): The image.
-        xml (Path): Its annotations.
-        root (Path): Folder to which ``file_name`` is relative.
-        classes (list[str]): Class names; category ids are their positions, counted from 1.
-        first (int): Coordinate of the first pixel.
-
-    Returns:
-        list[str]: What was changed or left out, once for each box.
-    """
+    """Add an image and its boxes to a COCO file; return what was changed, once for each box."""
     size, objects = read_xml(xml)
     try:
         shown, stored = read_image_sizes(str(path))
     except OSError as error:
         raise ValueError(f"image {path} cannot be read ({error}); replace it") from None
-    boxes = [(x1 - first, y1 - first, x2 - x1, y2 - y1) for _, (x1, y1, x2, y2), _ in objects]
+    corners = [[value - first for value in values] for _, values, _ in objects]
+    boxes = [(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in corners]
     fits = all(x + w <= size[0] + 1 and y + h <= size[1] + 1 for x, y, w, h in boxes)
     width, height = annotated_size(str(path), tuple(size), fits) if all(size) else shown
     notes = []
