@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.fileio import isdir, list_dir_or_file
+from mmengine.fileio import exists, isdir, list_dir_or_file, list_from_file
 
 from pat_mmdet.registry import build_method
 from pat_mmdet.structures import Requires
@@ -146,47 +146,116 @@ def check_data(cfg: Config, *splits: str) -> None:
 
 
 def check_class_folders(cfg: Config, *splits: str) -> None:
-    """Check the classes of mmpretrain's ``CustomDataset`` against the folders of its images.
+    """Check the labels that mmpretrain's ``CustomDataset`` gives to the folders of its images.
 
-    It numbers labels by the folders' alphabetical order and takes the names from ``classes``,
-    whatever their order. Names that have nothing in common with the folders' are for display.
+    It numbers labels by the folders' alphabetical order, or reads them from ``ann_file``, and takes
+    the names from ``classes``, whatever their order. Names that have nothing in common with the
+    folders' are for display.
 
     Args:
         cfg (Config): The config to run.
-        splits (str): What will be read; a split whose folder is missing is left out.
+        splits (str): What will be read; a split whose files are missing is left out.
 
     Raises:
-        ConfigError: If names or their order differ, or two splits have different folders.
+        ConfigError: If names or their order differ, or two splits label a folder differently.
     """
-    first: tuple[str, list[str]] | None = None
+    first: tuple[str, dict[str, set[int]], bool] | None = None
     for split in splits:
         for path, node in data_sets(cfg, split):
-            prefix = node.get("data_prefix") or ""
-            prefix = prefix.get("img_path", "") if isinstance(prefix, Mapping) else prefix
-            folder = join(node.get("data_root"), prefix)
-            plain = node.get("type") in ("CustomDataset", "mmpretrain.CustomDataset")
-            if (
-                not plain
-                or node.get("ann_file")
-                or not node.get("with_label", True)
-                or not isdir(folder)
-            ):
+            source, is_list = _label_source(node, cfg)
+            if not source:
                 continue
-            found = sorted(list_dir_or_file(folder, list_file=False))
-            classes = list(_classes_of(node, cfg) or found)
-            related = set(classes) & set(found)
-            if classes != found and (related or len(classes) != len(found)):
+            if is_list:
+                labels = _read_labels(source)
+                classes = list(_classes_of(node, cfg) or ())
+                _check_listed_labels(source, labels, classes, path)
+            else:
+                found = sorted(list_dir_or_file(source, list_file=False))
+                labels = {name: {label} for label, name in enumerate(found)}
+                classes = list(_classes_of(node, cfg) or found)
+                related = set(classes) & set(found)
+                if classes != found and (related or len(classes) != len(found)):
+                    raise ConfigError(
+                        f"{path}.metainfo.classes is {_short(classes)} but the folders in "
+                        f"{source!r} are {_short(found)}{_difference(classes, found)}; labels "
+                        "follow the folders' alphabetical order, so set classes to them"
+                    )
+            first = first or (source, labels, is_list)
+            other, expected, _ = first
+            if not (is_list or first[2]) and list(labels) != list(expected):
                 raise ConfigError(
-                    f"{path}.metainfo.classes is {_short(classes)} but the folders in {folder!r} "
-                    f"are {_short(found)}{_difference(classes, found)}; labels follow the folders' "
-                    "alphabetical order, so set classes to them"
+                    f"{source!r} has the class folders {_short(labels)} and {other!r} has "
+                    f"{_short(expected)}{_difference(list(labels), list(expected))}; give all "
+                    "splits the same"
                 )
-            first = first or (folder, found)
-            if found != first[1]:
-                raise ConfigError(
-                    f"{folder!r} has the class folders {_short(found)} and {first[0]!r} has "
-                    f"{_short(first[1])}{_difference(found, first[1])}; give all splits the same"
-                )
+            for name in sorted(labels.keys() & expected.keys()):
+                if labels[name] != expected[name]:
+                    raise ConfigError(
+                        f"images in the folder {name!r} have the label {_labels(expected[name])} "
+                        f"by {other!r} and {_labels(labels[name])} by {source!r}; give all splits "
+                        "the same"
+                    )
+
+
+def _label_source(node: Mapping, cfg: Mapping) -> tuple[str, bool]:
+    """Return where a data set has its labels from, and whether that is a list and no folder.
+
+    The path is empty for data sets of other types, without labels or without files.
+    """
+    target = find_type("dataset", node.get("type"), cfg.get("default_scope") or "mmengine")
+    if not _extends(target, "CustomDataset") or not node.get("with_label", True):
+        return "", False
+    root, split, file = node.get("data_root"), node.get("split"), node.get("ann_file")
+    if split and not file and exists(join(root, f"meta/{split}.txt")):  # mmpretrain's ImageNet
+        file = f"meta/{split}.txt"
+    prefix = node.get("data_prefix") or split or ""
+    prefix = prefix.get("img_path", "") if isinstance(prefix, Mapping) else prefix
+    path = join(root, file or prefix)
+    is_there = exists(path) if file else isdir(path) and split != "test"
+    return (path if is_there else ""), bool(file)
+
+
+def _read_labels(path: str) -> dict[str, set[int]]:
+    """Return the labels of images by the folders that hold them, from a list of images.
+
+    Raises:
+        ConfigError: If a line is not the path of an image and a label.
+    """
+    labels: dict[str, set[int]] = {}
+    for number, line in enumerate(list_from_file(path), 1):
+        name, _, label = line.strip().rpartition(" ")
+        if not name or not label.isdecimal():
+            raise ConfigError(
+                f"line {number} of {path!r} is {line[:80]!r}; it has to be the path of an image, a "
+                "blank and its label, counted from 0"
+            )
+        labels.setdefault(os.path.basename(os.path.dirname(name)), set()).add(int(label))
+    return labels
+
+
+def _check_listed_labels(
+    source: str, labels: Mapping[str, set[int]], classes: list[str], path: str
+) -> None:
+    """Check labels of a list against the classes, if there are any."""
+    if not classes:
+        return
+    for folder, found in labels.items():
+        if folder in classes and found != {classes.index(folder)}:
+            raise ConfigError(
+                f"{source!r} gives images in the folder {folder!r} the label {_labels(found)}, but "
+                f"{path}.metainfo.classes is {_short(classes)}; set classes in the order of the "
+                "labels"
+            )
+        if max(found) >= len(classes):
+            raise ConfigError(
+                f"{source!r} has the label {max(found)}, but {path} has {len(classes)} classes, "
+                "whose labels count from 0; correct the list, or set metainfo.classes"
+            )
+
+
+def _labels(found: set[int]) -> str:
+    """Show labels, the first of many."""
+    return f"{min(found)}{' and others' if len(found) > 1 else ''}"
 
 
 def _classes_of(node: Mapping, cfg: Mapping) -> tuple[str, ...] | None:

@@ -21,6 +21,7 @@ _ROOT = {
     "HOOKS": ["pat_mmdet.engine.hooks"],
     "LOOPS": ["pat_mmdet.engine.runner"],
     "METRICS": ["pat_mmdet.evaluation"],
+    "TRANSFORMS": ["pat_mmdet.datasets.transforms"],
 }
 # Library -> registry -> modules. What is in mmengine's registries is repeated for the other two:
 # there, a look-up that goes on to mmengine's registry finds only what has been imported.
@@ -30,11 +31,11 @@ LOCATIONS = {
         **_ROOT,
         "MODELS": [*_ROOT["MODELS"], "pat_mmdet.models.backbones"],
         "DATASETS": ["pat_mmdet.datasets"],
-        "TRANSFORMS": ["pat_mmdet.datasets.transforms"],
     },
     "mmpretrain": {
         **_ROOT,
         "MODELS": [*_ROOT["MODELS"], "pat_mmdet.models.classifiers"],
+        "DATASETS": ["pat_mmdet.datasets.classification"],
         "HOOKS": [*_ROOT["HOOKS"], "pat_mmdet.engine.hooks.cls_visualization_hook"],
     },
 }

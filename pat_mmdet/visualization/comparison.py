@@ -12,7 +12,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import mmengine
 import numpy as np
 from mmdet.evaluation import CocoMetric
@@ -21,6 +20,7 @@ from mmengine.registry import METRICS, init_default_scope
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
+from pat_mmdet.datasets.transforms.loading import read_image
 from pat_mmdet.evaluation.matching import FALSE, Boxes, match_boxes
 from pat_mmdet.utils import load_weights, write_atomic
 from pat_mmdet.version import __version__
@@ -327,7 +327,5 @@ def _read_image(info: dict) -> np.ndarray | None:
     """Return an image (H, W, 3), BGR; None if it cannot be read, which the dataset has reported."""
     if "img" in info:  # RGB in the datasets of mmpretrain that hold their images in memory
         return info["img"][..., ::-1]
-    try:
-        return mmcv.imread(info["img_path"])
-    except OSError:
-        return None
+    shape = (info["height"], info["width"]) if "height" in info else None
+    return read_image(info["img_path"], shape)

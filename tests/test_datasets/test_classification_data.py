@@ -1,11 +1,18 @@
 """The tools that prepare data for classifiers, and the data sets that read what they made."""
 
+import bz2
+import gzip
 import importlib.util
 import io
+import lzma
 import pickle
+import shutil
 import sys
 import tarfile
+import tracemalloc
 import zipfile
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -158,6 +165,52 @@ def test_wrong_archives_of_cifar100(archive, tmp_path, monkeypatch):
     assert not out.exists()
 
 
+@contextmanager
+def memory_below(limit):
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("open_archive", "kind"),
+    [
+        (gzip.open, tarfile.REGTYPE),
+        (gzip.open, tarfile.GNUTYPE_LONGNAME),
+        (gzip.open, tarfile.XHDTYPE),
+        (bz2.open, tarfile.REGTYPE),
+        (partial(lzma.open, preset=0), tarfile.REGTYPE),
+    ],
+)
+def test_large_archives_do_not_fill_the_memory(open_archive, kind, archive, tmp_path, monkeypatch):
+    path, _ = archive
+    monkeypatch.setattr(cifar100, "MAX_BYTES", 2**20)
+    header = tarfile.TarInfo("cifar-100-python/x")
+    header.type, header.size = kind, 2**25
+    with open_archive(path, "wb") as file:
+        file.write(header.tobuf())
+        file.write(bytes(header.size))
+    with memory_below(2**24):
+        error = run(cifar100, monkeypatch, path, "--out", tmp_path / "data")
+    assert "holds more than 1 MB and is not the archive" in error
+    assert not (tmp_path / "data").exists()
+
+
+def test_sparse_members_do_not_fill_the_memory(archive, tmp_path, monkeypatch):
+    path, _ = archive
+    header = tarfile.TarInfo("cifar-100-python/train")
+    header.type = tarfile.GNUTYPE_SPARSE
+    block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    block[483:495] = b"%011o\0" % (2**33 - 1)  # its size with the zeros that are not in the file
+    block[148:156] = b"%06o\0 " % tarfile.calc_chksums(block)[0]
+    path.write_bytes(block + bytes(2**12))
+    error = run(cifar100, monkeypatch, path, "--out", tmp_path / "data")
+    assert "cifar-100-python/train has not its published size" in error
+
+
 def test_unwritable_folder(archive, tmp_path, monkeypatch):
     path, _ = archive
     (tmp_path / "file").write_text("")
@@ -247,7 +300,45 @@ def test_wrong_zip_files_of_cifar10(tmp_path, monkeypatch):
     assert "cannot write to" in error
 
 
-def test_classes_of_cifar10():
+def rewrite(path, find, replacement):
+    """Change bytes of a zip file, as a header that says something else than is there."""
+    content = path.read_bytes()
+    assert find in content
+    path.write_bytes(content.replace(find, replacement))
+
+
+def test_zip_files_do_not_fill_memory_or_disk(tmp_path, monkeypatch):
+    path, out = tmp_path / "images.zip", tmp_path / "out"
+    names = image_names()
+
+    def write(content, compression=zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            for name in names[:-1]:
+                archive.writestr(name, b"image")
+            archive.writestr(names[-1], content)
+
+    def unpack():
+        with memory_below(2**23):
+            return run(cifar10, monkeypatch, path, "--out", out)
+
+    large = bytes(2**24)
+    write(large)
+    assert f"the largest image ('{names[-1]}') to 16,777,216" in unpack()
+    # Its header says 5 bytes.
+    rewrite(path, len(large).to_bytes(4, "little"), (5).to_bytes(4, "little"))
+    assert "cannot be read as a zip file (Bad CRC-32" in unpack()
+    shutil.rmtree(out)
+    monkeypatch.setattr(cifar10, "MAX_BYTES", 100)
+    write(b"image")
+    assert "at most 1,048,576 each and 100 together" in unpack()
+    write(b"image", zipfile.ZIP_BZIP2)
+    assert "compressed in an unusual way" in unpack()
+    monkeypatch.setattr(cifar10, "MAX_LIST_BYTES", 1000)
+    assert "it lists too many files" in unpack()
+    assert not out.exists()
+
+
+def test_the_config_names_the_classes_of_cifar10():
     cfg = load_config(str(ROOT / "configs/students/res18_mini_cifar10.py"))
     assert cfg.classes == cifar10.CLASSES == tuple(sorted(cifar10.CLASSES))
     assert cfg.data_root == "data/cifar10/"
@@ -369,3 +460,12 @@ def test_what_is_missing_of_imagenet(tmp_path, monkeypatch):
     (tmp_path / "meta/train.txt").write_text("")
     error = run(imagenet, monkeypatch, tmp_path)
     assert "would be read instead of the folders of train" in error
+
+
+def test_a_list_of_imagenet_that_is_something_else(root, monkeypatch):
+    add_flat(root)
+    labels = root / "images.tar"
+    with open(labels, "wb") as file:
+        file.truncate(2**40)
+    error = run(imagenet, monkeypatch, root, "--val-labels", labels)
+    assert f"{str(labels)!r} is too large for a list of images" in error

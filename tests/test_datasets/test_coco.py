@@ -1,73 +1,34 @@
-import json
-import logging
 import multiprocessing
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.coco import (
+    HEIGHT,
+    TRAIN,
+    WIDTH,
+    change,
+    dataset,
+    make_data,
+    messages_with,
+    score,
+    write,
+)
 from mmengine.dataset import pseudo_collate
-from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS, init_default_scope
-from mmengine.structures import InstanceData
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from pat_mmdet.datasets import CheckedCocoDataset, LoadImageOrSkip
 from pat_mmdet.datasets.transforms import loading
 from pat_mmdet.engine.runner.loops import _SeededDataset
-from pat_mmdet.evaluation import CheckedCocoMetric
 
-HEIGHT, WIDTH = 40, 60
-TRAIN = [
-    dict(type="LoadImageOrSkip"),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="PackDetInputs"),
-]
-TEST = [
-    dict(type="LoadImageOrSkip"),
-    dict(type="Resize", scale=(90, 60), keep_ratio=True),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(
-        type="PackDetInputs",
-        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
-    ),
-]
 FAULTS = ("zero bytes", "text", "cut", "missing")
 
 
 @pytest.fixture
 def data(tmp_path):
-    """Six images with a cat and a dog each; category ids are not in the order of numbers."""
-    (tmp_path / "img").mkdir()
-    rng = np.random.RandomState(0)
-    images, annotations = [], []
-    for i in range(6):
-        image = rng.randint(50, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        cv2.imwrite(str(tmp_path / f"img/{i}.png"), image)
-        images.append(dict(id=10 + i, file_name=f"{i}.png", height=HEIGHT, width=WIDTH))
-        for category, box in ((7, [2, 3, 20 + i, 15]), (3, [30, 10, 25, 20 + i])):
-            annotations.append(
-                dict(
-                    id=len(annotations) + 1, image_id=10 + i, category_id=category, bbox=box,
-                    area=box[2] * box[3], iscrowd=0,
-                )
-            )  # fmt: skip
-    categories = [dict(id=7, name="cat"), dict(id=3, name="dog")]
-    write(tmp_path, dict(images=images, annotations=annotations, categories=categories))
-    return tmp_path
-
-
-def write(folder, content):
-    (folder / "ann.json").write_text(json.dumps(content))
-
-
-def change(folder, function):
-    """Changes the annotation file by a function of its content."""
-    content = json.loads((folder / "ann.json").read_text())
-    function(content)
-    write(folder, content)
+    return make_data(tmp_path)
 
 
 def break_image(folder, number, fault):
@@ -80,54 +41,27 @@ def break_image(folder, number, fault):
     return path
 
 
-def dataset(folder, test=False, classes=("cat", "dog"), **options):
-    init_default_scope("mmdet")
-    cfg = dict(
-        type="CheckedCocoDataset",
-        data_root=str(folder),
-        ann_file="ann.json",
-        data_prefix=dict(img="img/"),
-        metainfo=dict(classes=classes),
-        filter_cfg=None if test else dict(filter_empty_gt=True, min_size=1),
-        pipeline=TEST if test else TRAIN,
-        test_mode=test,
-    )
-    return DATASETS.build({**cfg, **options})
-
-
 @pytest.fixture(autouse=True)
 def counter(monkeypatch):
-    """A counter of its own for each test."""
-    monkeypatch.setattr(loading, "_skipped", multiprocessing.Value("i", 0))
+    """Counters of its own for each test."""
+    for name in ("_skipped", "_resized", "_turned"):
+        monkeypatch.setattr(loading, name, multiprocessing.Value("i", 0))
 
 
 def skipped(data):
     return loading._skipped.value
 
 
-def messages_with(words):
-    """Collect the warnings that MMEngine's logger gets with these words in them."""
-    messages = []
-
-    class Keep(logging.Handler):
-        def emit(self, record):
-            if words in record.getMessage():
-                messages.append(record.getMessage())
-
-    logger, handler = MMLogger.get_current_instance(), Keep(logging.WARNING)
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
-
-
 @pytest.fixture
 def logged():
-    yield from messages_with("")
+    with messages_with() as messages:
+        yield messages
 
 
 @pytest.fixture
 def warned():
-    yield from messages_with("cannot be read")
+    with messages_with("cannot be read") as messages:
+        yield messages
 
 
 def test_good_data_loads(data, warned):
@@ -149,82 +83,6 @@ def test_some_of_the_classes_in_their_order(data):
     assert [[x["bbox_label"] for x in loaded.get_data_info(i)["instances"]] for i in range(6)] == (
         [[0]] * 6
     )
-
-
-def test_missing_annotation_file(data):
-    (data / "ann.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"ann.json' does not exist.*set data_root"):
-        dataset(data)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b'{"images": [', b"null", b"[]", b"no JSON", b"\xff\xfe\x00\x80", b"7"]
-)
-def test_invalid_annotation_file(data, content):
-    (data / "ann.json").write_bytes(content)
-    message = rf"ann.json' \({len(content)} bytes\) is no valid COCO JSON.*convert it again"
-    with pytest.raises(ValueError, match=message) as error:
-        dataset(data)
-    assert error.value.__suppress_context__, "one line without the error behind it"
-
-
-def test_truncated_annotation_file(data):
-    whole = (data / "ann.json").read_bytes()
-    for share in (0.01, 0.3, 0.6, 0.99):
-        (data / "ann.json").write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(ValueError, match=r"is no valid COCO JSON.*may be truncated"):
-            dataset(data)
-
-
-def test_empty_annotation_file(data):
-    write(data, {})
-    with pytest.raises(ValueError, match="has no images"):
-        dataset(data)
-
-
-@pytest.mark.parametrize("test", [False, True])
-@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
-def test_incomplete_annotation_file(data, key, test):
-    change(data, lambda content: content.pop(key))
-    if (key, test) == ("annotations", True):
-        assert len(dataset(data, test)) == 6, "the images of a test server"
-    else:
-        message = "has no box of the classes" if key == "annotations" else f"has no {key}"
-        with pytest.raises(ValueError, match=f"ann.json' {message}"):
-            dataset(data, test)
-    change(data, lambda content: content.update({key: []}))
-    with pytest.raises(ValueError, match=f"ann.json' has no {key}"):
-        dataset(data, test)
-
-
-@pytest.mark.parametrize("key", ["id", "image_id", "category_id"])
-def test_annotations_without_ids(data, key):
-    change(data, lambda content: content["annotations"][3].pop(key))
-    with pytest.raises(ValueError, match=f"is no valid COCO JSON: KeyError: '{key}'"):
-        dataset(data)
-
-
-def test_unknown_classes(data):
-    message = r"no categories named \['bird', 'cow'\]; it has \['cat', 'dog'\].*Set the classes"
-    with pytest.raises(ValueError, match=message):
-        dataset(data, classes=("cat", "bird", "cow"))
-
-
-@pytest.mark.parametrize("test", [False, True])
-def test_class_order(data, test):
-    message = r"order \['cat', 'dog'\], the config has the classes \['dog', 'cat'\]"
-    with pytest.raises(ValueError, match=message):
-        dataset(data, test, classes=("dog", "cat"))
-
-
-def test_annotations_of_undefined_categories(data):
-    def use_unknown(content):
-        content["annotations"][0]["category_id"] = 99
-        content["annotations"][5]["category_id"] = 1
-
-    change(data, use_unknown)
-    with pytest.raises(ValueError, match=r"use the category ids \[1, 99\], which its categories"):
-        dataset(data)
 
 
 def test_folder_of_images_that_is_missing(data):
@@ -327,36 +185,12 @@ def test_black_image_has_the_annotated_size(data):
     assert sample["inputs"].shape == (3, 30, 90)
 
 
-def score(data):
-    """COCO mAP of predictions that are right wherever there is something to see."""
-    loaded = dataset(data, test=True)
-    metric = CheckedCocoMetric(ann_file=str(data / "ann.json"), metric="bbox")
-    metric.dataset_meta = loaded.metainfo
-    for batch in DataLoader(loaded, batch_size=4, collate_fn=pseudo_collate):
-        predictions = []
-        for image, sample in zip(batch["inputs"], batch["data_samples"]):
-            truth = sample.gt_instances[slice(None, None if image.any() else 0)]
-            # Boxes of the test pipeline are those of the file, as predictions are.
-            sample.pred_instances = InstanceData(
-                bboxes=truth.bboxes.tensor, labels=truth.labels, scores=torch.ones(len(truth))
-            )
-            predictions.append(sample.to_dict())
-        metric.process(batch, predictions)
-    return metric.evaluate(size=len(loaded))["coco/bbox_mAP"]
-
-
 def test_evaluation_with_broken_images(data):
     assert score(data) == 1.0
     for number, fault in ((1, "zero bytes"), (3, "missing"), (4, "cut")):
         break_image(data, number, fault)
     # Half of the objects of both classes are found, which is 51 of 101 points of recall.
     assert score(data) == pytest.approx(51 / 101, abs=1e-3)
-
-
-def test_evaluation_without_iscrowd(data):
-    change(data, lambda content: [item.pop("iscrowd") for item in content["annotations"]])
-    assert score(data) == 1.0
-    assert all(not item["ignore_flag"] for item in dataset(data).get_data_info(0)["instances"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -379,22 +213,6 @@ def test_loader_gives_what_mmcv_gives(data):
     assert results["img_shape"] == results["ori_shape"] == (HEIGHT, WIDTH)
     assert loader(dict(img_path=str(data / "img/nothing.png"))) is None
     assert loading._skipped.value == 1
-
-
-@pytest.mark.parametrize(
-    ("part", "key"),
-    [
-        ("annotations", "area"),
-        ("annotations", "bbox"),
-        ("images", "height"),
-        ("images", "file_name"),
-        ("categories", "name"),
-    ],
-)
-def test_entries_that_lack_a_field(data, part, key):
-    change(data, lambda content: content[part][1].pop(key))
-    with pytest.raises(ValueError, match=f"ann.json'.*{key}"):
-        dataset(data)
 
 
 def test_part_of_a_dataset(data):
@@ -440,6 +258,9 @@ SHOWN_BOX = [10, 60, 20, 15]
         (6, SHOWN, SHOWN_BOX, SHOWN),  # all as shown, as most tools do
         (6, STORED, STORED_BOX, STORED),  # all as stored
         (6, STORED, SHOWN_BOX, SHOWN),  # the size by PIL, the boxes by a browser
+        (5, STORED, STORED_BOX, STORED),
+        (7, STORED, STORED_BOX, STORED),
+        (8, STORED, STORED_BOX, STORED),
         (None, SHOWN, STORED_BOX, STORED),  # width and height swapped
     ],
 )
@@ -490,7 +311,40 @@ def test_thin_images_are_trained_and_tested_on(tmp_path):
             assert min(sample["inputs"].shape[1:]) == 2 and max(sample["inputs"].shape[1:]) == 128
 
 
-@pytest.mark.parametrize("classes", [(), []])
-def test_no_classes(data, classes):
-    with pytest.raises(ValueError, match=r"no classes are set for annotation file .*metainfo"):
-        dataset(data, classes=classes)
+@pytest.mark.parametrize(
+    ("orientation", "size"), [(2, STORED), (3, STORED), (4, STORED), (6, (50, 50))]
+)
+def test_orientation_that_the_size_does_not_show_is_reported(orientation, size, tmp_path, logged):
+    path = single(tmp_path, *size, [5, 5, 9, 9])
+    save_photo(path, *size, orientation, [5, 5, 9, 9])
+    loaded = dataset(tmp_path, True, classes=("cat",))
+    for _ in range(12):
+        info = LoadImageOrSkip()(loaded.get_data_info(0))
+    assert np.array_equal(info["img"], cv2.imread(str(path))), "as viewers show it"
+    messages = [message for message in logged if f"EXIF orientation {orientation}" in message]
+    assert [f"so far: {count}." in message for count, message in zip((1, 10), messages)] == [1, 1]
+    assert len(messages) == 2 and str(path) in messages[0]
+    loader = LoadImageOrSkip(color_type="color_ignore_orientation")
+    for _ in range(12):
+        info = loader(loaded.get_data_info(0))
+    assert info["img"][5:14, 5:14].mean() > 240 and loading._turned.value == 12, "without a word"
+
+
+@pytest.mark.parametrize("size", [(30, 20), (HEIGHT, WIDTH)], ids=["another", "swapped"])
+def test_loading_an_image_of_another_size_is_reported(size, data, logged):
+    """A swapped size in which the boxes fit too is not known from the annotations."""
+    change(data, lambda content: content["annotations"][4].update(bbox=[1, 2, 5, 5]))
+    change(data, lambda content: content["annotations"][5].update(bbox=[9, 9, 5, 5]))
+    cv2.imwrite(str(data / "img/2.png"), np.zeros((size[1], size[0], 3), np.uint8))
+    loaded = dataset(data)
+    for _ in range(12):
+        assert loaded[2]["inputs"].shape == (3, size[1], size[0])
+    messages = [message for message in logged if "is annotated with (40, 60)" in message]
+    assert len(messages) == 2 and "such images so far: 10" in messages[1]
+
+
+def test_images_that_cannot_be_read(data):
+    for number in range(4):
+        break_image(data, number, "text")
+    with pytest.raises(ValueError, match=r"6 images .* 4 cannot be read, for example '.*0.png'"):
+        dataset(data)

@@ -255,18 +255,22 @@ def overwrite(path, text):
         (remove("Annotations/a.xml"), ["'a'", "a.xml"]),
         (overwrite("Annotations/a.xml", "<annotation><object>"), ["no readable XML", "a.xml"]),
         (
+            lambda root: add_voc(root, "train", "n", size="<width>x</width>"),
+            ["<size>", "'x'", "n.xml"],
+        ),
+        (
             lambda root: add_voc(root, "train", "n", voc_object("cat", 1, "nan", 5, 5)),
-            ["bndbox/ymin", "'nan'", "object 1 of", "n.xml"],
+            ["<bndbox>", "'nan'", "object 1 of", "n.xml"],
         ),
         (
             lambda root: add_voc(root, "train", "n", "<object><name>cat</name></object>"),
-            ["bndbox/xmin", "n.xml"],
+            ["<bndbox>", "n.xml"],
         ),
         (lambda root: add_voc(root, "train", "n", voc_object("", 1, 1, 5, 5)), ["<name>", "n.xml"]),
         (remove("JPEGImages/b.jpg"), ["no image", "b.xml"]),
         (overwrite("JPEGImages/b.jpg", "x"), ["cannot be read", "b.jpg"]),
         (remove("ImageSets/Main/val.txt"), ["val.txt", "--splits"]),
-        (overwrite("ImageSets/Main/val.txt", "\n"), ["'val'", "has no image"]),
+        (overwrite("ImageSets/Main/val.txt", "\n"), ["'val'", "no XML file under"]),
         (overwrite("ImageSets/Main/val.txt", "v\nv\n"), ["more than once"]),
     ],
 )

@@ -22,12 +22,14 @@ EVERYWHERE = [
     (HOOKS, "SafeCheckpointHook"),
     (LOOPS, "ResumableIterBasedTrainLoop"),
     (METRICS, "FasterCocoMetric"),
+    (TRANSFORMS, "LoadImageOrSkip"),
 ]
 SCOPED = [
     ("mmdet", MODELS, "HeadlessMobileNetV2"),
     ("mmdet", DATASETS, "CheckedCocoDataset"),
-    ("mmdet", TRANSFORMS, "LoadImageOrSkip"),
     ("mmpretrain", MODELS, "PretrainedTimmClassifier"),
+    ("mmpretrain", DATASETS, "TolerantCustomDataset"),
+    ("mmpretrain", DATASETS, "TolerantImageNet"),
 ]
 
 

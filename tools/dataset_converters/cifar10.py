@@ -11,6 +11,9 @@ already in its full size is left alone.
 from __future__ import annotations
 
 import argparse
+import io
+import lzma
+import os
 import zipfile
 import zlib
 from collections import Counter
@@ -25,6 +28,24 @@ CLASSES = (
 )  # fmt: skip
 SPLITS = ("train", "val")
 SUFFIXES = (".jpg", ".jpeg", ".png")
+COMPRESSION = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # others are unpacked without a limit
+# Images of 32×32 pixels have a few kB, the list of 60,000 some MB; a small zip file may hold more.
+MAX_IMAGE_BYTES, MAX_BYTES, MAX_LIST_BYTES = 2**20, 2**30, 2**25
+
+
+class BoundedFile(io.FileIO):
+    """A file of which no single read may fill the memory, as a list of members would."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read as a file does.
+
+        Raises:
+            zipfile.BadZipFile: If that is more than the list of members may have.
+        """
+        remaining = os.fstat(self.fileno()).st_size - self.tell()
+        if (remaining if size is None or size < 0 else min(size, remaining)) > MAX_LIST_BYTES:
+            raise zipfile.BadZipFile("it lists too many files")
+        return super().read(size)
 
 
 def target(name: str) -> PurePosixPath | None:
@@ -49,13 +70,16 @@ def find_images(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo
     """List the images of the zip file by their places.
 
     Raises:
-        ValueError: If a class has no image.
+        ValueError: If a class has no image, or images are larger than those of CIFAR-10.
+        zipfile.BadZipFile: If an image is compressed by another method than the usual one.
     """
     images = {
         place: info
         for info in archive.infolist()
         if not info.is_dir() and (place := target(info.filename)) is not None
     }
+    if not {info.compress_type for info in images.values()} <= COMPRESSION:
+        raise zipfile.BadZipFile("it is compressed in an unusual way")
     found = {place.parent for place in images}
     lacking = [
         f"{split}/{label}"
@@ -68,6 +92,14 @@ def find_images(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo
             f"{archive.filename!r} has no images (.jpg, .png) in {', '.join(lacking[:3])}"
             f"{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}; it has to hold "
             "train/<class>/ and val/<class>/ for the classes " + ", ".join(CLASSES)
+        )
+    largest = max(images.values(), key=lambda info: info.file_size)
+    total = sum(info.file_size for info in images.values())
+    if largest.file_size > MAX_IMAGE_BYTES or total > MAX_BYTES:
+        raise ValueError(
+            f"{archive.filename!r} would unpack to {total:,} bytes, the largest image "
+            f"({largest.filename!r}) to {largest.file_size:,}; those of CIFAR-10 have at most "
+            f"{MAX_IMAGE_BYTES:,} each and {MAX_BYTES:,} together"
         )
     return images
 
@@ -93,19 +125,23 @@ def unpack(path: Path, out: Path) -> tuple[Counter[str], int]:
         )
     written = 0
     try:
-        with zipfile.ZipFile(path) as archive:
+        with BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
             images = find_images(archive)
             for place, info in images.items():
-                file = out / place
-                if file.is_file() and file.stat().st_size == info.file_size:
+                target_file = out / place
+                if target_file.is_file() and target_file.stat().st_size == info.file_size:
                     continue
-                content = archive.read(info)
+                with archive.open(info) as member:
+                    content = member.read(info.file_size)  # and no more, whatever is in there
                 try:
-                    write_atomic(file, content)
+                    write_atomic(target_file, content)
                 except OSError as error:
                     raise ValueError(f"cannot write to {str(out)!r} ({error}); see --out") from None
                 written += 1
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError,
+        OSError, RuntimeError,
+    ) as error:  # fmt: skip
         raise ValueError(
             f"{str(path)!r} cannot be read as a zip file ({error}); copy or download it again"
         ) from None

@@ -13,7 +13,11 @@ right is left alone; without an archive the tool only checks.
 from __future__ import annotations
 
 import argparse
+import bz2
+import gzip
 import hashlib
+import io
+import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -31,6 +35,9 @@ MD5_SUMS = {
     "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
     "meta": "7973b15100ade9c7d40fb424638fde48",
 }
+# Of all files together; the published ones have 187 MB. A small archive may stand for any amount.
+MAX_BYTES = 2**28
+OPENERS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 
 
 def md5(content: bytes) -> str:
@@ -43,7 +50,9 @@ def missing_files(folder: Path) -> list[str]:
     return [
         name
         for name, known in MD5_SUMS.items()
-        if not (folder / name).is_file() or md5((folder / name).read_bytes()) != known
+        if not (folder / name).is_file()
+        or (folder / name).stat().st_size > MAX_BYTES
+        or md5((folder / name).read_bytes()) != known
     ]
 
 
@@ -58,14 +67,24 @@ def read_members(archive: Path, names: list[str]) -> Iterator[tuple[str, bytes]]
         The name and the content of each, as published.
 
     Raises:
-        ValueError: If the archive cannot be read, or has not the published files.
+        ValueError: If the archive cannot be read, is too large, or has not the published files.
     """
     try:
-        with tarfile.open(archive) as tar:
+        with open(archive, "rb") as file:
+            start = file.read(2)
+        with OPENERS.get(start, open)(archive, "rb") as file:
+            unpacked = file.read(MAX_BYTES + 1)
+        if len(unpacked) > MAX_BYTES:
+            raise ValueError(
+                f"{str(archive)!r} holds more than {MAX_BYTES // 2**20} MB and is not the archive "
+                f"of CIFAR-100; download it again from {URL}"
+            )
+        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
             for name in names:
-                file = tar.extractfile(f"{FOLDER}/{name}")
+                member = tar.getmember(f"{FOLDER}/{name}")
+                file = tar.extractfile(member) if member.size <= MAX_BYTES else None
                 if file is None:
-                    raise KeyError(name)
+                    raise KeyError(f"{FOLDER}/{name} has not its published size")
                 content = file.read()
                 if md5(content) != MD5_SUMS[name]:
                     raise ValueError(
@@ -78,7 +97,7 @@ def read_members(archive: Path, names: list[str]) -> Iterator[tuple[str, bytes]]
             f"{str(archive)!r} is not the archive of CIFAR-100: {error.args[0]}; it has to hold "
             f"{', '.join(f'{FOLDER}/{name}' for name in MD5_SUMS)}"
         ) from None
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(
             f"{str(archive)!r} cannot be read as a tar archive ({type(error).__name__}); download "
             f"it again from {URL}"

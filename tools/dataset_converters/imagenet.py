@@ -29,6 +29,7 @@ NUM_CLASSES = 1000
 NUM_IMAGES = {"train": 1281167, "val": 50000}
 WNID = re.compile(r"n\d{8}")
 SUFFIXES = (".jpeg", ".jpg", ".png")
+MAX_LIST_BYTES = 2**26  # of a list of images, which has 2 MB for val and 50 MB for train
 
 
 def image_names(folder: Path) -> list[str]:
@@ -77,6 +78,17 @@ def check_class_folders(folder: Path, classes: list[str]) -> int:
     return total
 
 
+def read_list(path: Path) -> list[str]:
+    """Return the lines of a list of images.
+
+    Raises:
+        ValueError: If the file is too large to be one.
+    """
+    if path.stat().st_size > MAX_LIST_BYTES:
+        raise ValueError(f"{str(path)!r} is too large for a list of images; see --help for one")
+    return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+
+
 def read_labels(path: Path, classes: list[str]) -> dict[str, int]:
     """Read the classes of validation images.
 
@@ -95,8 +107,7 @@ def read_labels(path: Path, classes: list[str]) -> dict[str, int]:
         raise FileNotFoundError(f"no file of labels {str(path)!r}; see --help for what to give")
     numbers = {wnid: number for number, wnid in enumerate(classes)}
     labels = {}
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    for place, line in enumerate(lines, 1):
+    for place, line in enumerate(read_list(path), 1):
         fields = line.replace(",", " ").split()
         if not fields or (place == 1 and fields[0] == "ImageId"):
             continue
@@ -142,8 +153,7 @@ def flat_labels(names: list[str], labels: dict[str, int], source: Path) -> str:
 
 def listed_images(path: Path) -> set[str]:
     """Return the image names of a file in ``meta``."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return {line.rsplit(" ", 1)[0] for line in lines if line.strip()}
+    return {line.rsplit(" ", 1)[0] for line in read_list(path) if line.strip()}
 
 
 def check_val(root: Path, classes: list[str], labels: Path | None) -> int:

@@ -19,13 +19,13 @@ preprocessor = dict(
 
 # Short runs learn more from mild augmentation.
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageOrSkip"),
     dict(type="RandomResizedCrop", scale=image_size, crop_ratio_range=(0.5, 1.0)),
     dict(type="RandomFlip", prob=0.5, direction="horizontal"),
     dict(type="PackInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageOrSkip"),
     dict(type="Resize", scale=(image_size, image_size)),
     dict(type="PackInputs"),
 ]
@@ -37,7 +37,7 @@ train_dataloader = dict(
     sampler=dict(type="DefaultSampler", shuffle=True),
     collate_fn=dict(type="default_collate"),
     dataset=dict(
-        type="CustomDataset",
+        type="TolerantCustomDataset",
         data_root=data_root,
         metainfo=dict(classes=classes),
         data_prefix="train",
@@ -52,7 +52,7 @@ val_dataloader = dict(
     sampler=dict(type="DefaultSampler", shuffle=False),
     collate_fn=dict(type="default_collate"),
     dataset=dict(
-        type="CustomDataset",
+        type="TolerantCustomDataset",
         data_root=data_root,
         metainfo=dict(classes=classes),
         data_prefix="val",

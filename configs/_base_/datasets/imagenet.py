@@ -11,13 +11,13 @@ preprocessor = dict(
 )
 
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageOrSkip"),
     dict(type="RandomResizedCrop", scale=224, backend="pillow", interpolation="bicubic"),
     dict(type="RandomFlip", prob=0.5, direction="horizontal"),
     dict(type="PackInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageOrSkip"),
     dict(type="ResizeEdge", scale=256, edge="short", backend="pillow", interpolation="bicubic"),
     dict(type="CenterCrop", crop_size=224),
     dict(type="PackInputs"),
@@ -29,7 +29,9 @@ train_dataloader = dict(
     drop_last=True,
     sampler=dict(type="DefaultSampler", shuffle=True),
     collate_fn=dict(type="default_collate"),
-    dataset=dict(type="ImageNet", data_root=data_root, split="train", pipeline=train_pipeline),
+    dataset=dict(
+        type="TolerantImageNet", data_root=data_root, split="train", pipeline=train_pipeline
+    ),
 )
 val_dataloader = dict(
     batch_size=256,
@@ -39,7 +41,11 @@ val_dataloader = dict(
     sampler=dict(type="DefaultSampler", shuffle=False),
     collate_fn=dict(type="default_collate"),
     dataset=dict(
-        type="ImageNet", data_root=data_root, split="val", test_mode=True, pipeline=test_pipeline
+        type="TolerantImageNet",
+        data_root=data_root,
+        split="val",
+        test_mode=True,
+        pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader

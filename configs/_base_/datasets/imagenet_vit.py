@@ -6,7 +6,7 @@ preprocessor = dict(
 )
 # Images are BGR until the preprocessor: colours stand in this order.
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageOrSkip"),
     dict(type="RandomResizedCrop", scale=224, backend="pillow", interpolation="bicubic"),
     dict(type="RandomFlip", prob=0.5, direction="horizontal"),
     dict(

@@ -10,6 +10,8 @@ from mmengine.registry import HOOKS
 from mmpretrain.engine.hooks import VisualizationHook
 from mmpretrain.structures import DataSample
 
+from pat_mmdet.datasets.transforms.loading import read_image
+
 _MIN_SIDE = 224  # pixels of the drawn image, below which its text cannot be read
 
 
@@ -19,7 +21,7 @@ class ImageFileVisualizationHook(VisualizationHook):
 
     The inputs of the network are resized images, or several views of one with test-time
     augmentation. Files begin with the index of the sample, as images of different folders may have
-    the same name.
+    the same name. Those that cannot be read are left out: the dataset has reported them.
     """
 
     def _draw_samples(
@@ -37,12 +39,14 @@ class ImageFileVisualizationHook(VisualizationHook):
                 continue
             # Test-time augmentation averages the scores and leaves the label of the first view.
             sample.set_pred_label(sample.pred_score.argmax(-1))
-            image = mmcv.imread(sample.img_path, channel_order="rgb")
+            image = read_image(sample.img_path)
+            if image is None:
+                continue
             name = f"{sample.sample_idx:05d}_{os.path.basename(sample.img_path)}"
             if self.out_dir is not None:
                 self.draw_args["out_file"] = os.path.join(self.out_dir, name)
             self._visualizer.visualize_cls(
-                image,
+                mmcv.bgr2rgb(image),
                 sample,
                 resize=max(min(image.shape[:2]), _MIN_SIDE),
                 name=name,
