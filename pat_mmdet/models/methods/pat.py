@@ -438,8 +438,8 @@ class PAT(BaseMethod):
         """Restore the feedback on the device of the parameters; say so if there is none."""
         if self.prompt == "spatial" and self.feedback == "previous":
             print_log(
-                "prompt='spatial': the feedback of the last batch is not in checkpoints, as it is "
-                "large. It begins with zeros, so this run is close to the unbroken one, not equal",
+                "prompt='spatial': the feedback of the last batch is not kept, as it is large; it "
+                "begins with zeros, so this run is close to the unbroken one, not equal",
                 "current",
                 logging.WARNING,
             )

@@ -303,7 +303,7 @@ def test_equal_normalization(model):
     assert model.frozen_teacher.renormalise(inputs, []) is inputs
 
 
-def test_previous_feedback(fresh):
+def test_previous_feedback(fresh, monkeypatch):
     distill = fresh.distill
     assert distill.resume_state() == {}
     train_step(fresh, batch(fresh))
@@ -316,6 +316,13 @@ def test_previous_feedback(fresh):
     spatial = build(pair_config(model__method__prompt="spatial"))
     train_step(spatial, batch(spatial))
     assert spatial.distill._previous and spatial.distill.resume_state() == {}
+    said = []
+    monkeypatch.setattr(
+        "pat_mmdet.models.methods.pat.print_log", lambda *args: said.append(args[0])
+    )
+    other.distill.load_resume_state(state)
+    spatial.distill.load_resume_state({})
+    assert len(said) == 1 and "begins with zeros" in said[0]
 
 
 def test_chosen_stages_only():
