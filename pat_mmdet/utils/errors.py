@@ -80,6 +80,7 @@ def _full_disk(error: BaseException) -> str | None:
 
 def _refused_objects(error: BaseException) -> str | None:
     """Return what torch's safe loading refused; None for other errors."""
+    error = error.__cause__ or error  # timm words it anew
     if not isinstance(error, pickle.UnpicklingError):
         return None
     found = re.search(r"GLOBAL [\w.]+", str(error))
