@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,8 +18,7 @@ from pat_mmdet.utils.paths import PACKAGE, TOOLS
 _OWN_FOLDERS = (PACKAGE, TOOLS)
 # What torch says when a process that a run needs is gone, and what it means.
 _DEATHS = {
-    r"DataLoader worker \(pid": "a data loader worker was killed: by hand, by StoppedWorkerHook or "
-    "for want of memory",
+    r"DataLoader worker \(pid": "a data loader worker was killed, by hand or for want of memory",
     r"DataLoader timed out": "a data loader worker gave no batch within the timeout of the loader",
     r"gloo.*Timed out": "another process did not answer within env_cfg.dist_cfg.timeout",
     r"gloo.*(Connection|Broken pipe|error)": "another process of this run ended",
@@ -46,6 +46,9 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, (ConnectionError, EOFError)):
+            # A worker may have died, about which torch raises another error when it is signalled.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         chain: list[BaseException] = [error]
         while chain[-1].__context__ is not None and not chain[-1].__suppress_context__:
             chain.append(chain[-1].__context__)
@@ -96,14 +99,23 @@ def _refused_objects(error: BaseException) -> str | None:
 def _dead_process(chain: list[BaseException]) -> str | None:
     """Return which process died, if one of the errors says so; None for other errors.
 
-    torch notices that a worker died while it handles whatever the main process was doing.
+    torch says it while it handles whatever came first, and not at all if it was fetching a tensor
+    from the worker.
     """
     for error in chain:
         line = next(iter(str(error).strip().splitlines()), "")[:300]
+        if isinstance(error, (ConnectionError, EOFError)) and _is_fetching(error):
+            line = f"DataLoader worker (pid unknown): {line or type(error).__name__}"
         for pattern, meaning in _DEATHS.items():
             if re.search(pattern, line):
                 return f"{meaning} ({line}); --resume continues the training"
     return None
+
+
+def _is_fetching(error: BaseException) -> bool:
+    """Return True if an error was raised while torch fetched a batch from its workers."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    return any(file.parts[-3:] == ("utils", "data", "dataloader.py") for file in files)
 
 
 def _local_text(error: BaseException, name: str) -> str | None:

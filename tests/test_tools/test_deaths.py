@@ -20,7 +20,6 @@ OPTIONS = [
     f"default_hooks.stopped_workers.timeout={TIMEOUT}",
     f"env_cfg.dist_cfg.timeout={TIMEOUT}",
 ]
-WORKER = "error: a data loader worker was killed"
 
 
 def children(pid):
@@ -40,8 +39,8 @@ def is_running(pid):
 @pytest.mark.parametrize(
     ("num_ranks", "target", "sent", "seconds", "line"),
     [
-        (1, "worker", signal.SIGKILL, 0, WORKER),
-        (1, "worker", signal.SIGSTOP, TIMEOUT, WORKER),
+        (1, "worker", signal.SIGKILL, 0, "error: a data loader worker was killed"),
+        (1, "worker", signal.SIGSTOP, TIMEOUT, f"has been stopped for {TIMEOUT} s, and the run"),
         (2, "worker", signal.SIGSTOP, TIMEOUT, "and the others were ended"),
         (2, "rank", signal.SIGKILL, 0, "was killed by SIGKILL, and the others were ended"),
         (2, "rank", signal.SIGSTOP, TIMEOUT + TORCHRUN, "and the others were ended"),

@@ -1,4 +1,5 @@
 import importlib.util
+import signal
 from urllib.error import URLError
 
 import pytest
@@ -88,16 +89,20 @@ def test_failed_download_names_url():
     assert line.startswith("error: OSError at 'https://host/a.pth': Name or service not known")
 
 
+def caller(path):
+    """A function in a file of that path, which calls another."""
+    path.parent.mkdir(parents=True)
+    path.write_text("def run(step):\n    step()\n")
+    spec = importlib.util.spec_from_file_location("caller", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.run
+
+
 @pytest.fixture
 def loop(tmp_path):
-    """A function that is where mmengine's loops are, and calls another."""
-    path = tmp_path / "runner/loops.py"
-    path.parent.mkdir()
-    path.write_text("def run(step):\n    step()\n")
-    spec = importlib.util.spec_from_file_location("some_loops", path)
-    loops = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loops)
-    return loops.run
+    """A function that is where mmengine's loops are."""
+    return caller(tmp_path / "runner/loops.py")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +128,17 @@ def test_errors_inside_a_loop(text, loop):
 def test_dead_processes(text, meaning, loop):
     line = ends_with(lambda: loop(lambda: fail(RuntimeError(text))))
     assert line.startswith(f"error: {meaning}") and text.strip() in line and "--resume" in line
+
+
+def test_worker_dies_while_a_tensor_is_fetched(loop, tmp_path):
+    fetch = caller(tmp_path / "torch/utils/data/dataloader.py")
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        error = ConnectionResetError(104, "Connection reset by peer")
+        line = ends_with(lambda: loop(lambda: fetch(lambda: fail(error))))
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    assert line.startswith("error: a data loader worker was killed") and "reset by peer" in line
 
 
 def test_no_error_no_exit():

@@ -5,23 +5,25 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import signal
+import sys
 from pathlib import Path
 from threading import Event, Thread
 
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+_SECOND = 1.0  # shorter in tests
 
 
 @HOOKS.register_module()
 class StoppedWorkerHook(Hook):
-    """Kill data loader workers that have been stopped for long, which ends the run.
+    """End the process if one of its data loader workers has been stopped for long.
 
     A worker that is stopped (``SIGSTOP``) is alive, and its data loader may wait for it without
     end: the ``timeout`` of a data loader does not hold while it fetches a tensor from the worker,
-    nor when the program exits. A worker that is killed is reported by torch. On Linux only.
+    nor when the program exits. The process therefore ends at once, with exit code 1, and kills its
+    workers. On Linux only.
 
     Args:
         timeout (int): Seconds for which a worker may be stopped. Those in which this process is
@@ -39,6 +41,7 @@ class StoppedWorkerHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Begin to watch the workers of this process."""
+        self._done.clear()
         Thread(target=self._watch, daemon=True).start()
 
     def after_run(self, runner: Runner) -> None:
@@ -48,18 +51,25 @@ class StoppedWorkerHook(Hook):
     def _watch(self) -> None:
         """Look for stopped workers once a second."""
         seconds: dict[int, int] = {}
-        while not self._done.wait(1):
+        while not self._done.wait(_SECOND):
             pids = [worker.pid for worker in multiprocessing.active_children()]
             seconds = {pid: seconds.get(pid, 0) + 1 for pid in pids if _is_stopped(pid)}
             for pid in seconds:
                 if seconds[pid] >= self.timeout:
-                    print_log(
-                        f"data loader worker {pid} has been stopped for {self.timeout} s and is "
-                        "killed",
-                        "current",
-                        logging.ERROR,
-                    )
-                    os.kill(pid, signal.SIGKILL)
+                    self._end_process(pid)
+
+    def _end_process(self, pid: int) -> None:
+        """Say which worker was stopped, and end this process, which may wait for it."""
+        print(
+            f"error: data loader worker {pid} has been stopped for {self.timeout} s, and the run "
+            "ends; --resume continues a training",
+            file=sys.stderr,
+            flush=True,
+        )
+        logging.shutdown()
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        os._exit(1)
 
 
 def _is_stopped(pid: int) -> bool:

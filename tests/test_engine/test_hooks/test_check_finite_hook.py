@@ -2,18 +2,23 @@
 
 import math
 import multiprocessing
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import toy as toys
+from helpers.detectors import PAIR
 from helpers.synchronisation import NoSynchronisation
+from helpers.tools import ROOT
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.runner import Runner
 from torch import nn
 
 from pat_mmdet.engine.hooks import CheckFiniteHook, check_finite_hook
+from pat_mmdet.utils import load_config
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.finite import find_non_finite
 
@@ -318,3 +323,43 @@ def test_arguments_out_of_range():
     for options in (dict(interval=0), dict(max_skips=-1)):
         with pytest.raises(ValueError, match="at least"):
             CheckFiniteHook(**options)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("clip_grad", [dict(max_norm=5.0), None])
+def test_cost(clip_grad, digits, tmp_path):
+    """Share of the hook in the CPU time of a training step of the digits pair."""
+    options = {
+        "data_root": f"{digits}/",
+        "train_cfg.max_iters": 25,
+        "train_cfg.val_interval": 100,
+        "optim_wrapper.clip_grad": clip_grad,
+        "model.teacher_checkpoint": None,
+    }
+    cfg = load_config(str(ROOT / PAIR), options)
+    cfg.work_dir = str(tmp_path)
+    cfg.experiment_name = cfg.visualizer.name = tmp_path.name
+    made = Runner.from_cfg(cfg)
+    hook = next(hook for hook in made.hooks if isinstance(hook, CheckFiniteHook))
+    times = {}
+
+    def timed(owner, name):
+        function = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            start = time.process_time()
+            result = function(*args, **kwargs)
+            times.setdefault(name, []).append(time.process_time() - start)
+            return result
+
+        setattr(owner, name, call)
+
+    for name in ("before_train_iter", "after_train_iter", "_keep_losses", "_before_update"):
+        timed(hook, name)
+    timed(made.train_loop, "run_iter")
+    made.train()
+    seconds = {name: sum(values[5:]) for name, values in times.items()}  # without warming up
+    step = seconds.pop("run_iter")
+    share = sum(seconds.values()) / step
+    print(f"{share:.2%} of {step / 20 * 1e3:.0f} ms with clip_grad={clip_grad}")
+    assert share < 0.03

@@ -7,35 +7,42 @@ import time
 
 import pytest
 
-from pat_mmdet.engine.hooks import StoppedWorkerHook
+from pat_mmdet.engine.hooks import StoppedWorkerHook, stopped_worker_hook
 
 
-@pytest.fixture
-def workers():
-    """Two processes that sleep."""
-    context = multiprocessing.get_context("fork")
-    made = [context.Process(target=time.sleep, args=(60,)) for _ in range(2)]
-    for worker in made:
-        worker.start()
-    yield made
-    for worker in made:
-        worker.kill()
-
-
-def test_stopped_worker_is_killed(workers):
-    stopped, paused = workers
-    hook = StoppedWorkerHook(timeout=3)
-    hook.before_run(None)
-    os.kill(stopped.pid, signal.SIGSTOP)
+def watch_workers(pids):
+    """A process with two workers that never end."""
+    hook = StoppedWorkerHook(timeout=10)
     for _ in range(2):
-        os.kill(paused.pid, signal.SIGSTOP)
-        time.sleep(1.2)
-        os.kill(paused.pid, signal.SIGCONT)
-        time.sleep(1.2)
-    stopped.join(30)
-    hook.after_run(None)
-    assert stopped.exitcode == -signal.SIGKILL
-    assert paused.is_alive(), "it was stopped for less than the timeout"
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+        pids.put(worker.pid)
+    hook.before_run(None)
+    time.sleep(60)
+
+
+def test_stopped_worker_ends_the_process(capfd, monkeypatch):
+    monkeypatch.setattr(stopped_worker_hook, "_SECOND", 0.1)
+    context = multiprocessing.get_context("fork")
+    pids = context.Queue()
+    process = context.Process(target=watch_workers, args=(pids,))
+    process.start()
+    stopped, paused = (pids.get(timeout=30) for _ in range(2))
+    for _ in range(3):  # never for as long as the timeout
+        os.kill(paused, signal.SIGSTOP)
+        time.sleep(0.4)
+        os.kill(paused, signal.SIGCONT)
+        time.sleep(0.2)
+    assert process.is_alive()
+    os.kill(stopped, signal.SIGSTOP)
+    process.join(30)
+    assert process.exitcode == 1
+    assert capfd.readouterr().err.startswith(f"error: data loader worker {stopped} has been sto")
+    for pid in (stopped, paused):
+        with pytest.raises(ProcessLookupError):
+            for _ in range(100):
+                os.kill(pid, 0)
+                time.sleep(0.1)
 
 
 def test_timeout_out_of_range():
