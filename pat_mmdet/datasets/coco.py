@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+from contextlib import suppress
 from functools import partial
 
 from mmdet.datasets import CocoDataset
@@ -11,16 +11,15 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from pat_mmdet.datasets.coco_api import CheckedCOCO, paused_gc
-from pat_mmdet.datasets.transforms.loading import read_image
-from pat_mmdet.datasets.unreadable import BlackForUnreadable
+from pat_mmdet.datasets.unreadable import UnreadableImagesMixin, take_sample
 from pat_mmdet.utils.images import read_image_sizes
 
 
 @DATASETS.register_module()
-class CheckedCocoDataset(BlackForUnreadable, CocoDataset):
+class CheckedCocoDataset(UnreadableImagesMixin, CocoDataset):
     """A ``CocoDataset`` with clear errors, which goes on after an image that cannot be read.
 
-    See :class:`CheckedCOCO` for what is checked, and :class:`BlackForUnreadable` for such images.
+    See :class:`CheckedCOCO` for what is checked, and :class:`UnreadableImagesMixin` for images.
 
     Raises:
         FileNotFoundError: If the annotation file or most of the images do not exist.
@@ -42,53 +41,25 @@ class CheckedCocoDataset(BlackForUnreadable, CocoDataset):
                 f"{list(self.metainfo['classes'])} to learn from: none at all, or only crowds and "
                 "boxes that are left out. Correct it, or the classes in the config"
             )
-        # A sample, as asking a remote file system for every image can take minutes.
-        sample = data_list[:: max(len(data_list) // 100, 1)]
-        self._check_images([info for info in sample if "://" not in info["img_path"]])
+        self._check_sizes(take_sample(data_list))
         return data_list
 
-    def _check_images(self, sample: list[dict]) -> None:
-        """Warn of images that are absent, unreadable or of another size than annotated.
-
-        Raises:
-            FileNotFoundError: If most of them are absent.
-            ValueError: If most of them cannot be read.
-        """
-        absent, unreadable, resized = [], [], []
+    def _check_sizes(self, sample: list[dict]) -> None:
+        """Warn of images that are of another size than annotated."""
+        resized = []
         for info in sample:
-            path = info["img_path"]
-            try:
-                shown, _ = read_image_sizes(path)
-            except OSError:
-                if not os.path.isfile(path):
-                    absent.append(path)
-                elif read_image(path) is None:  # Pillow knows other formats than OpenCV
-                    unreadable.append(path)
-            else:
+            with suppress(OSError):
+                shown, _ = read_image_sizes(info["img_path"])
                 # Width and height may be those of the frame as stored.
                 if sorted(shown) != sorted((info["width"], info["height"])):
-                    resized.append(path)
-        looked_for = f"of {len(sample)} images of {self.ann_file!r} that were looked for"
-        if len(absent) > len(sample) / 2:
-            raise FileNotFoundError(
-                f"{looked_for}, {len(absent)} do not exist, for example {absent[0]!r}. Put the "
-                "images there, or set data_root and data_prefix in the config"
-            )
-        if len(absent) + len(unreadable) > len(sample) / 2:
-            raise ValueError(
-                f"{looked_for}, {len(unreadable)} cannot be read, for example {unreadable[0]!r}. "
-                "Copy them again"
-            )
-        if absent:
-            _warn(
-                f"{looked_for}, {len(absent)} do not exist, for example {absent[0]!r}; they will "
-                "be skipped"
-            )
+                    resized.append(info["img_path"])
         if resized:
-            _warn(
-                f"{looked_for}, {len(resized)} are not of the annotated size, for example "
-                f"{resized[0]!r}; their boxes are used as they are. If the images were resized, "
-                "resize the boxes too"
+            print_log(
+                f"of {len(sample)} images of {self.ann_file!r} that were looked for, "
+                f"{len(resized)} are not of the annotated size, for example {resized[0]!r}; their "
+                "boxes are used as they are. If the images were resized, resize the boxes too",
+                "current",
+                logging.WARNING,
             )
 
     def filter_data(self) -> list[dict]:
@@ -105,7 +76,3 @@ class CheckedCocoDataset(BlackForUnreadable, CocoDataset):
                 "annotations, or the classes in the config"
             )
         return kept
-
-
-def _warn(message: str) -> None:
-    print_log(message, "current", logging.WARNING)

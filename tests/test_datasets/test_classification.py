@@ -69,3 +69,21 @@ def test_broken_images_in_evaluation_are_black(config, folders):
         for name, message in zip(("cat/1.png", "dog/3.png"), messages)
     ] == [True, True]
     assert len(messages) == 2
+
+
+def test_images_that_are_not_there(folders):
+    (folders / "list.txt").write_text("".join(f"cat/{i}.png 0\n" for i in range(20)))
+    with pytest.raises(FileNotFoundError, match=r"20 images of '.*list.txt' .* 15 do not exist"):
+        build("res18_mini_cifar10", "val", folders, ann_file="list.txt", **small(CONFIGS[0]))
+    (folders / "list.txt").write_text("".join(f"cat/{i}.png 0\n" for i in range(6)))
+    with messages_with("6 images of") as messages:
+        build("res18_mini_cifar10", "val", folders, ann_file="list.txt", **small(CONFIGS[0]))
+    assert "1 do not exist, for example" in messages[0] and len(messages) == 1
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_images_that_cannot_be_read(config, folders):
+    for i in range(5):
+        (folders / f"train/cat/{i}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"10 images of '.*train' .* 6 cannot be read"):
+        build(config, "train", folders, **small(config))
