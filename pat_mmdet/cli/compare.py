@@ -101,7 +101,8 @@ def find_student(run: str, cfg: Config) -> Network:
         if newest is None:
             raise FileNotFoundError(f"work dir {path!r} has no checkpoint")
         checkpoint = newest
-    text = read_checkpoint(str(checkpoint)).get("meta", {}).get("cfg")
+    meta = read_checkpoint(str(checkpoint)).get("meta")
+    text = meta.get("cfg") if isinstance(meta, dict) else None
     model = student_model(parse_config_text(text) if isinstance(text, str) else cfg)
     name = name or Path(path).stem
     return Network(name, model, str(checkpoint), checkpoint.parent)

@@ -95,13 +95,19 @@ def load_student(config: str, checkpoint: str, options: dict | None = None) -> S
     init_default_scope(cfg.get("default_scope", "mmdet"))
     model = MODELS.build(student_model(cfg))
     load_weights(model, checkpoint, allow_unused=("distill.",))
-    return Student(cfg, model, _dataset_meta(cfg, read_checkpoint(checkpoint).get("meta")))
+    return Student(cfg, model, find_dataset_meta(cfg, read_checkpoint(checkpoint).get("meta")))
 
 
-def _dataset_meta(cfg: Config, meta: Any) -> dict[str, Any]:
+def find_dataset_meta(cfg: Config, meta: Any) -> dict[str, Any]:
     """Return the names of the classes, and what goes with them.
 
-    Those of the training, which are in ``meta`` of its checkpoint, go before those of the config.
+    Args:
+        cfg (Config): Config of the network.
+        meta (Any): ``meta`` of its checkpoint. The names of the training go before those of the
+            config.
+
+    Returns:
+        dict[str, Any]: Has ``classes`` if any are known.
     """
     dataset = cfg.get("test_dataloader", {}).get("dataset", {})
     places = (

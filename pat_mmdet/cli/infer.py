@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from mmengine.config import Config
 
 from pat_mmdet.cli.arguments import add_cfg_options
-from pat_mmdet.cli.export import plain_config
+from pat_mmdet.cli.export import find_dataset_meta, plain_config
 from pat_mmdet.cli.test import is_classification
 from pat_mmdet.utils import load_config, prepare_environment
 from pat_mmdet.utils.config_text import parse_config_text
@@ -122,21 +122,29 @@ def load_checkpoint_model(
 
     from pat_mmdet.utils import load_weights, read_checkpoint
 
-    meta = read_checkpoint(checkpoint).get("meta", {})
+    meta = read_checkpoint(checkpoint).get("meta")
+    text = meta.get("cfg") if isinstance(meta, dict) else None
     if config is not None:
         cfg = load_config(config, options)
-    elif isinstance(meta.get("cfg"), str):
-        cfg = parse_config_text(meta["cfg"])
+    elif isinstance(text, str):
+        cfg = parse_config_text(text)
         cfg.merge_from_dict(options or {})
     else:
         raise ValueError(
             f"checkpoint {checkpoint!r} has no config inside; give it before the checkpoint: "
             "pat-mmdet infer CONFIG CHECKPOINT INPUT"
         )
+    if "test_dataloader" not in cfg:
+        raise ValueError("the config has no test_dataloader, which says how images are prepared")
     prepare_environment(cfg, "none")
     init_default_scope(cfg.get("default_scope", "mmdet"))
+    classes = find_dataset_meta(cfg, meta).get("classes")
+    if classes is None:
+        raise ValueError(
+            "neither the checkpoint nor its config names the classes; set "
+            "test_dataloader.dataset.metainfo.classes"
+        )
     cfg = plain_config(cfg)
-    classes = _class_names(cfg, meta)
     device = device or get_device()
     if is_classification(cfg):
         return _load_classifier(cfg, checkpoint, device), classes
@@ -215,31 +223,6 @@ def _load_classifier(cfg: Config, checkpoint: str, device: str) -> Predict:
     return lambda image: next(
         map(inferencer.forward, inferencer.preprocess([image[..., ::order]]))
     )[0]
-
-
-def _class_names(cfg: Config, meta: dict) -> Sequence[str]:
-    """Return the names of the classes, those of the training if they are known.
-
-    Raises:
-        ValueError: If neither checkpoint nor config has any, or there is no test pipeline.
-    """
-    from mmengine.registry import DATASETS
-
-    if "test_dataloader" not in cfg:
-        raise ValueError("the config has no test_dataloader, which says how images are prepared")
-    dataset = cfg.test_dataloader.dataset
-    places = (
-        meta.get("dataset_meta"),
-        dataset.get("metainfo"),
-        getattr(DATASETS.get(dataset.type), "METAINFO", None),
-    )
-    for place in places:
-        if place and place.get("classes"):
-            return place["classes"]
-    raise ValueError(
-        "neither the checkpoint nor its config names the classes; set "
-        "test_dataloader.dataset.metainfo.classes"
-    )
 
 
 def to_records(sample: Any, classes: Sequence[str]) -> list[dict]:
