@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 
-from pat_mmdet.deploy.preprocessing import apply_pipeline, read_image
+# Relative, so that this folder also serves on its own.
+from .preprocessing import apply_pipeline, read_image
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 

@@ -9,9 +9,11 @@ compared with PyTorch before. OpenVINO takes part where it is installed.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -209,7 +211,8 @@ def evaluate(predictor: Predictor, cfg: Config) -> dict[str, float]:
         if predictor.runtime != "PyTorch":
             found = to_sample(found, data["data_samples"])
         evaluator.process([found], pseudo_collate([data]))
-    return evaluator.evaluate(len(dataset))
+    with redirect_stdout(io.StringIO()):  # pycocotools has a table of its own
+        return evaluator.evaluate(len(dataset))
 
 
 def to_sample(found: Any, sample: BaseDataElement) -> BaseDataElement:
