@@ -228,16 +228,28 @@ def _check_part(part: _Part, complete: bool) -> None:
     problems = []
     for item, target in found:
         accepted = accepted_arguments(target)
-        if "ema_type" in node:  # EMAHook hands the rest on to it
-            average = accepted_arguments(find_type("model", node["ema_type"], scope))
+        receiver = _receiver(target, node, scope)
+        if receiver is not None:
             arguments = {
-                name: value._replace(required=False) for name, value in average.arguments.items()
+                name: value._replace(required=False)
+                for name, value in accepted_arguments(receiver).arguments.items()
             }
             accepted = Accepted({**arguments, **accepted.arguments}, accepted.others)
         owner = name if isinstance(name, str) else name.__name__
         problems.append(_problem(path, node, owner, item, accepted))
     if problems and all(problems):
         raise ConfigError(problems[0])
+
+
+def _receiver(target: Callable, node: Mapping, scope: str) -> Callable | None:
+    """Return what gets the keys that a class hands on to something else than its parents."""
+    if "ema_type" in node:  # EMAHook
+        return find_type("model", node["ema_type"], scope)
+    if any(base.__name__ == "TimmClassifier" for base in getattr(target, "__mro__", ())):
+        from timm import create_model
+
+        return create_model
+    return None
 
 
 def _check_section(path: str, node: Mapping, types: Mapping, others: bool = False) -> None:
