@@ -100,6 +100,7 @@ def listed(root, train, val="", **options):
     cfg = load_config(str(ROOT / CIFAR10), dict(data_root=f"{root}/", classes=("cat", "dog")))
     for split in SPLITS:
         name = "val" if split == "test" else split
+        (root / name).mkdir(exist_ok=True)
         cfg[f"{split}_dataloader"].dataset.update(ann_file=f"{name}.txt", **options)
     return cfg
 
@@ -134,7 +135,7 @@ def test_labels_of_a_list_and_of_folders(tmp_path):
     """Without classes of their own, both splits have to number the folders alike."""
     cfg = listed(tmp_path, GOOD, "x/1.jpg 1\ny/1.jpg 0\n")
     for name in ("x", "y"):
-        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name).mkdir()
     for split in SPLITS:
         cfg[f"{split}_dataloader"].dataset.metainfo.classes = ("first", "second")
     del cfg.train_dataloader.dataset["ann_file"]
