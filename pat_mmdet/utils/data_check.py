@@ -11,7 +11,6 @@ from mmengine.fileio import exists, isdir, list_dir_or_file, list_from_file
 
 from pat_mmdet.registry import build_method
 from pat_mmdet.structures import Requires
-from pat_mmdet.utils.config_check import BUILDER_KEYS, find_type
 from pat_mmdet.utils.config_parts import (
     SPLITS,
     class_names,
@@ -20,7 +19,9 @@ from pat_mmdet.utils.config_parts import (
     heads,
     join,
 )
+from pat_mmdet.utils.config_tables import BUILDER_KEYS
 from pat_mmdet.utils.errors import ConfigError
+from pat_mmdet.utils.type_names import find_type
 
 
 def check_data_settings(cfg: Config) -> None:
