@@ -62,14 +62,14 @@ class Difference(NamedTuple):
 
     Attributes:
         name (str): What was predicted.
-        count (int): Number of detections of the network in PyTorch, or of images classified.
+        num_predictions (int): Number of detections of the network in PyTorch, or of images classified.
         boxes (float, optional): Largest difference of a coordinate, in pixels; None for classes.
         scores (float): Largest difference of a score.
         unmatched (int): Detections that only one of the networks has.
     """
 
     name: str
-    count: int
+    num_predictions: int
     boxes: float | None
     scores: float
     unmatched: int
@@ -80,7 +80,7 @@ class Difference(NamedTuple):
             return f"{self.name}: probabilities {self.scores:.1e}"
         missing = f", {self.unmatched} WITHOUT A PARTNER" if self.unmatched else ""
         return (
-            f"{self.name}: {self.count} detections, boxes {self.boxes:.1e} px, "
+            f"{self.name}: {self.num_predictions} detections, boxes {self.boxes:.1e} px, "
             f"scores {self.scores:.1e}{missing}"
         )
 
@@ -134,8 +134,8 @@ def compare(
         yield _compare_scores(name, predict_scores(model, batch), exported(image)[None])
         several = np.concatenate([pixels, pixels[:, :, ::-1], pixels[..., ::-1]])
         inputs = torch.cat([inputs, inputs.flip(2), inputs.flip(3)])
-        expected = predict_scores(model, dict(inputs=list(inputs)))
-        yield _compare_scores("3 at once", expected, exported.infer(several)[0])
+        scores = predict_scores(model, dict(inputs=list(inputs)))
+        yield _compare_scores("3 at once", scores, exported.infer(several)[0])
         return
 
     settings = detection_cfg(model)

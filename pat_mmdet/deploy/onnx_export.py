@@ -67,7 +67,7 @@ def export_onnx(model: nn.Module, cfg: Config, classes: list[str]) -> bytes:
     metadata: dict[str, Any] = dict(classes=classes, test_pipeline=pipeline)
     if isinstance(graph, ClassifierGraph):
         size = _fixed_size(pipeline)
-        dynamic = ("batch",) if size else ("batch", "height", "width")
+        dynamic: tuple[str, ...] = ("batch",) if size else ("batch", "height", "width")
         outputs = ["probabilities"]
         example = torch.zeros(2, 3, *(size or _EXAMPLE_SIZE))  # one image would be a constant
         num_classes = graph(example).shape[1]

@@ -103,7 +103,7 @@ def _is_number(value: Any, whole: bool) -> bool:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return False
     # Written as 1e5.
-    return math.isfinite(value) and (not whole or value == int(value))
+    return math.isfinite(value) and (not whole or float(value).is_integer())
 
 
 def _items_match(value: Collection, kind: type, args: tuple) -> bool:

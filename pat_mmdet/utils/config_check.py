@@ -8,20 +8,14 @@ libraries leave open is in :mod:`pat_mmdet.utils.config_tables`. Nothing is buil
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
-from functools import cache
 from typing import Any, NamedTuple
 
-import mmengine.registry
-from mmengine.registry import Registry
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from pat_mmdet.registry import METHODS
 from pat_mmdet.utils.config_files import unread_variables
 from pat_mmdet.utils.config_parts import has_config_check
 from pat_mmdet.utils.config_tables import (
@@ -43,12 +37,9 @@ from pat_mmdet.utils.config_tables import (
 )
 from pat_mmdet.utils.errors import ConfigError
 from pat_mmdet.utils.signatures import Accepted, Argument, accepted_arguments
+from pat_mmdet.utils.type_names import REGISTRIES, find_type, near_type
 
-_REGISTRIES = {
-    registry.name: registry
-    for registry in vars(mmengine.registry).values()
-    if isinstance(registry, Registry)
-} | {METHODS.name: METHODS}
+# "evaluation" is either of two registries.
 _GROUPS = {"evaluation": ("metric", "evaluator")}
 _LOADER = Accepted(
     {
@@ -208,36 +199,59 @@ def _check_part(part: _Part, complete: bool) -> None:
         if registry is not None and section not in UNTYPED and complete:
             raise ConfigError(f"{path} has no type; name the {registry} in {path}.type")
         return
-    name = node["type"]
-    if isinstance(name, str):
-        names = _GROUPS.get(registry, (registry,)) if registry else tuple(_REGISTRIES)
-        found = [(item, find_type(item, name, scope)) for item in names]
-        found = [(item, target) for item, target in found if target is not None]
-        near = None if found else _near_type(names, name, scope, cutoff=0.8 if registry else 0.9)
-        if near is not None:
-            raise ConfigError(f"{path}.type={name!r} is not known; did you mean {near!r}?")
-        if registry and not found and complete:
-            raise ConfigError(
-                f"{path}.type={name!r}: there is no {registry} of this name in {scope}; if it is "
-                "yours, import its module by custom_imports"
-            )
-    elif callable(name):
-        found = [("", name)]
-    else:
-        raise ConfigError(f"{path}.type={name!r}: give the name of a class")
+    owner = node["type"] if isinstance(node["type"], str) else getattr(node["type"], "__name__", "")
     problems = []
-    for item, target in found:
+    for item, target in _targets(part, complete):
         accepted = accepted_arguments(target)
-        if "ema_type" in node:  # EMAHook hands the rest on to it
-            average = accepted_arguments(find_type("model", node["ema_type"], scope))
+        receiver = _receiver(target, node, scope)
+        if receiver is not None:
             arguments = {
-                name: value._replace(required=False) for name, value in average.arguments.items()
+                name: value._replace(required=False)
+                for name, value in accepted_arguments(receiver).arguments.items()
             }
             accepted = Accepted({**arguments, **accepted.arguments}, accepted.others)
-        owner = name if isinstance(name, str) else name.__name__
         problems.append(_problem(path, node, owner, item, accepted))
     if problems and all(problems):
         raise ConfigError(problems[0])
+
+
+def _targets(part: _Part, complete: bool) -> list[tuple[str, Callable]]:
+    """Return what the type of a dict may stand for, with the names of the registries.
+
+    Raises:
+        ConfigError: If it is no type, or unknown; arguments as in :func:`_check_part`.
+    """
+    path, node, scope, registry = part
+    name = node["type"]
+    if not isinstance(name, str):
+        if callable(name):
+            return [("", name)]
+        raise ConfigError(f"{path}.type={name!r}: give the name of a class")
+    registries = _GROUPS.get(registry, (registry,)) if registry else tuple(REGISTRIES)
+    found = [(item, find_type(item, name, scope)) for item in registries]
+    found = [(item, target) for item, target in found if target is not None]
+    if found:
+        return found
+    near = near_type(registries, name, scope, cutoff=0.8 if registry else 0.9)
+    if near is not None:
+        raise ConfigError(f"{path}.type={name!r} is not known; did you mean {near!r}?")
+    if registry and complete:
+        raise ConfigError(
+            f"{path}.type={name!r}: there is no {registry} of this name in {scope}; if it is "
+            "yours, import its module by custom_imports"
+        )
+    return []
+
+
+def _receiver(target: Callable, node: Mapping, scope: str) -> Callable | None:
+    """Return what gets the keys that a class hands on to something else than its parents."""
+    if "ema_type" in node:  # EMAHook
+        return find_type("model", node["ema_type"], scope)
+    if any(base.__name__ == "TimmClassifier" for base in getattr(target, "__mro__", ())):
+        from timm import create_model
+
+        return create_model
+    return None
 
 
 def _check_section(path: str, node: Mapping, types: Mapping, others: bool = False) -> None:
@@ -331,34 +345,3 @@ def _parts(path: str, value: Any, scope: str, registry: str | None) -> Iterator[
             if path == "default_hooks":
                 inner = registry
             yield from _parts(f"{path}.{key}", item, scope, inner)
-
-
-@cache
-def find_type(registry: str, name: Any, scope: str) -> Callable | None:
-    """Return what a type of a config stands for in a registry and scope, None if nothing."""
-    if not isinstance(name, str):
-        return name
-    return _scoped(registry, scope).get(name)
-
-
-def _near_type(registries: Sequence[str], name: str, scope: str, cutoff: float) -> str | None:
-    """Return the name in registries, of a scope and its parents, that is nearest to a wrong one."""
-    # A name whose registry is not known may be none at all, as `conv` in FPG's necks.
-    fold = str.lower if len(registries) < len(_REGISTRIES) else str
-    known: dict[str, str] = {}
-    for key in registries:
-        registry: Registry | None = _scoped(key, scope)
-        while registry is not None:
-            known.update((fold(item), item) for item in registry.module_dict)
-            registry = registry.parent
-    near = get_close_matches(fold(name), known, 1, cutoff=cutoff)
-    return known[near[0]] if near else None
-
-
-@cache
-def _scoped(registry: str, scope: str) -> Registry:
-    """Return a registry of a scope, mmengine's own if the scope has none of this name."""
-    root = _REGISTRIES[registry]
-    with contextlib.suppress(ImportError):
-        importlib.import_module(f"{scope}.registry")
-    return root.children.get(scope, root)

@@ -11,7 +11,6 @@ from mmengine.fileio import exists, isdir, list_dir_or_file, list_from_file
 
 from pat_mmdet.registry import build_method
 from pat_mmdet.structures import Requires
-from pat_mmdet.utils.config_check import BUILDER_KEYS, find_type
 from pat_mmdet.utils.config_parts import (
     SPLITS,
     class_names,
@@ -20,7 +19,9 @@ from pat_mmdet.utils.config_parts import (
     heads,
     join,
 )
+from pat_mmdet.utils.config_tables import BUILDER_KEYS
 from pat_mmdet.utils.errors import ConfigError
+from pat_mmdet.utils.type_names import find_type
 
 
 def check_data_settings(cfg: Config) -> None:
@@ -124,25 +125,47 @@ def _check_annotations(cfg: Config, split: str) -> None:
 
 
 def check_data(cfg: Config, *splits: str) -> None:
-    """Check that the folders of the data are there, and those of the classes as the config says.
+    """Check that the files of a run are there, and the folders of the classes as the config says.
 
     Args:
         cfg (Config): The config to run.
         splits (str): What will be read: ``'train'``, ``'val'``, ``'test'``.
 
     Raises:
-        FileNotFoundError: If a folder is missing.
+        FileNotFoundError: If a folder or file is missing.
         ConfigError: If the class folders do not fit the classes, or differ between splits.
     """
+    load_from = cfg.get("load_from") if "train" in splits else None
+    if load_from and "://" not in load_from and not exists(load_from):
+        raise FileNotFoundError(f"load_from={load_from!r} does not exist; check the path")
     for split in splits:
-        for _, node in data_sets(cfg, split):
+        for path, node in data_sets(cfg, split):
             root = node.get("data_root")
             if root and not isdir(root):
                 raise FileNotFoundError(
                     f"data folder {root!r} does not exist; put the data there (the tools in "
                     "tools/dataset_converters unpack and check it), or set data_root in the config"
                 )
+            _check_files(path, node)
     check_class_folders(cfg, *splits)
+
+
+def _check_files(path: str, node: Mapping) -> None:
+    """Check that the annotation file and the image folders of a data set are there.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+    """
+    prefix = node.get("data_prefix") or {}
+    prefix = prefix if isinstance(prefix, Mapping) else {"": prefix}
+    places = {f"data_prefix.{key}".rstrip("."): value for key, value in prefix.items()}
+    for key, place in {"ann_file": node.get("ann_file"), **places}.items():
+        whole = join(node.get("data_root"), place) if place and isinstance(place, str) else ""
+        if whole and "://" not in whole and not exists(whole):
+            raise FileNotFoundError(
+                f"{path}.{key}={place!r}: {whole!r} does not exist; put the data there, or set "
+                f"{path}.{key} to where it is below data_root"
+            )
 
 
 def check_class_folders(cfg: Config, *splits: str) -> None:

@@ -9,9 +9,9 @@ from mmengine.hooks import CheckpointHook, IterTimerHook, LoggerHook, ParamSched
 from mmengine.model import BaseModel
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 
-from pat_mmdet.utils.config_check import find_type
 from pat_mmdet.utils.config_parts import SPLITS, data_sets, evaluators, has_config_check, walk
 from pat_mmdet.utils.errors import ConfigError
+from pat_mmdet.utils.type_names import find_type
 
 # What a split has to have if it has one of them.
 _PIECES = {
@@ -36,6 +36,8 @@ _FOLDERS = {
     "head": "heads",
     "neck": "necks",
 }
+# Whose transforms are known to load and pack by their names.
+_LIBRARIES = {"mmcv", "mmdet", "mmengine", "mmpretrain", "pat_mmdet"}
 # What a distiller of a task cannot train.
 _FOREIGN_MODELS = {"detection": "BaseClassifier", "classification": "BaseDetector"}
 
@@ -229,47 +231,49 @@ def _check_loader(cfg: Mapping, split: str) -> None:
             f"{path}.persistent_workers=True needs {path}.num_workers of at least 1; set it to "
             "False for num_workers=0"
         )
-    types = [_find("dataset", node, cfg) for _, node in data_sets(cfg, split)]
-    bases = {base.__name__ for target in types for base in getattr(target, "__mro__", ())}
-    _check_pipelines(path, loader, from_files=bool(bases & {"BaseDetDataset", "CustomDataset"}))
+    _check_pipelines(cfg, split)
 
 
-def _check_pipelines(path: str, loader: Mapping, from_files: bool) -> None:
+def _check_pipelines(cfg: Mapping, split: str) -> None:
     """Check that images are loaded first and packed last.
-
-    Args:
-        path (str): Name of the data loader.
-        loader (Mapping): Its config.
-        from_files (bool): Whether images are in files, and not in memory.
 
     Raises:
         ConfigError: If they are not loaded or packed, or in another order.
     """
-    pipelines = [
-        (f"{place}.pipeline", [str(item.get("type")) for item in node["pipeline"]])
-        for place, node in walk(loader, path)
+    nodes = list(walk(cfg[f"{split}_dataloader"], f"{split}_dataloader"))
+    pipelines = {
+        f"{path}.pipeline": [str(item.get("type")).rpartition(".")[2] for item in node["pipeline"]]
+        for path, node in nodes
         if isinstance(node.get("pipeline"), (list, tuple))
-    ]
-    for place, names in pipelines:
-        names = [name.rpartition(".")[2] for name in names]
+    }
+    for path, names in pipelines.items():
         for index, name in enumerate(names):
             if name.startswith("LoadImage") and index > 0:
-                raise ConfigError(f"{place}.{index}: {name} has to come first")
+                raise ConfigError(f"{path}.{index}: {name} has to come first")
             if name.startswith("Pack") and index < len(names) - 1:
-                raise ConfigError(f"{place}.{index}: {name} has to come last")
-    types = [str(node.get("type")).rpartition(".")[2] for _, node in walk(loader, path)]
-    if not pipelines:
-        return
-    if not any(name.startswith("Pack") for name in types):
+                raise ConfigError(f"{path}.{index}: {name} has to come last")
+    found = [_find("transform", node, cfg) for _, node in nodes]
+    transforms = [item for item in found if isinstance(item, type)]
+    names = [transform.__name__ for transform in transforms]
+    roots = {transform.__module__.partition(".")[0] for transform in transforms}
+    if not pipelines or roots - _LIBRARIES:
+        return  # a user's own transform may load or pack
+    path = next(iter(pipelines))
+    if not any(name.startswith("Pack") for name in names):
         raise ConfigError(
-            f"{pipelines[0][0]} packs nothing; end it with PackDetInputs in detection, with "
-            "PackInputs in classification"
+            f"{path} packs nothing; end it with PackDetInputs in detection, with PackInputs in "
+            "classification"
         )
-    with_boxes = path == "train_dataloader" and "PackDetInputs" in types
-    for wanted, word in (("LoadImageFromFile", "Image"), ("LoadAnnotations", "Annotations")):
-        there = any(name.startswith("Load") and word in name for name in types)
-        if not there and from_files and (word == "Image" or with_boxes):
-            raise ConfigError(f"{pipelines[0][0]} has no {wanted}; put it at the beginning")
+    types = [_find("dataset", node, cfg) for _, node in data_sets(cfg, split)]
+    bases = {base.__name__ for target in types for base in getattr(target, "__mro__", ())}
+    wanted = []
+    if bases & {"BaseDetDataset", "CustomDataset"}:  # images in files
+        wanted.append(("Image", "LoadImageFromFile"))
+    if split == "train" and "PackDetInputs" in names:
+        wanted.append(("Annotations", "LoadAnnotations"))
+    for word, usual in wanted:
+        if not any(name.startswith("Load") and word in name for name in names):
+            raise ConfigError(f"{path} has no {usual}; put it at the beginning")
 
 
 def _check_checkpoints(cfg: Mapping) -> None:
@@ -309,7 +313,7 @@ def _check_checkpoints(cfg: Mapping) -> None:
 
 def metric_names(evaluator: Mapping, scope: str) -> list[str] | None:
     """Return the names of the metrics that an evaluator gives, None if they are not known."""
-    target = find_type("metric", evaluator.get("type"), scope)
+    target: Any = find_type("metric", evaluator.get("type"), scope)
     name = getattr(target, "__name__", None)
     if name in _COCO_METRICS and not evaluator.get("classwise"):
         metrics = evaluator.get("metric", "bbox")

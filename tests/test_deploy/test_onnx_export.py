@@ -190,7 +190,7 @@ def check(model, cfg, count, tmp_path, num_classes=10):
     cv2.imwrite(str(path), picture(200, 300))
     content = export_onnx(model, cfg, ["class"] * num_classes)
     for difference in compare(content, model, cfg, path):
-        assert difference.is_small and difference.count >= count, difference
+        assert difference.is_small and difference.num_predictions >= count, difference
 
 
 @pytest.mark.parametrize(

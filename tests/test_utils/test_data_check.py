@@ -11,8 +11,13 @@ from pat_mmdet.utils.errors import ConfigError
 CIFAR10 = "configs/pat/tinyvit_mini-res18_mini_cifar10.py"
 
 
-def test_folders_of_the_data_are_looked_for(tmp_path):
+def test_folders_of_the_data_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     cfg = load_config(str(ROOT / PAIR))
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / f"annotations/{name}.json").touch()
     for root in (f"{tmp_path}/", ""):
         for split in SPLITS:
             cfg[f"{split}_dataloader"].dataset.data_root = root
@@ -22,6 +27,21 @@ def test_folders_of_the_data_are_looked_for(tmp_path):
     check_data(cfg, "val", "test")
     with pytest.raises(FileNotFoundError, match="'nowhere/' does not exist; put the data there"):
         check_data(cfg, "val", "train")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("load_from", "nowhere.pth"),
+        ("train_dataloader.dataset.ann_file", "nowhere.json"),
+        ("train_dataloader.dataset.data_prefix", "nowhere"),
+    ],
+)
+def test_missing_file_is_named(tmp_path, key, value):
+    cfg = folders(tmp_path, train=["dog", "cat"], val=["cat", "dog"])
+    cfg.merge_from_dict({key: value})
+    with pytest.raises(FileNotFoundError, match=rf"^{key}.*=.*nowhere.* does not exist"):
+        check_data(cfg, "train")
 
 
 def folders(root, **splits):
@@ -80,6 +100,7 @@ def listed(root, train, val="", **options):
     cfg = load_config(str(ROOT / CIFAR10), dict(data_root=f"{root}/", classes=("cat", "dog")))
     for split in SPLITS:
         name = "val" if split == "test" else split
+        (root / name).mkdir(exist_ok=True)
         cfg[f"{split}_dataloader"].dataset.update(ann_file=f"{name}.txt", **options)
     return cfg
 
@@ -114,7 +135,7 @@ def test_labels_of_a_list_and_of_folders(tmp_path):
     """Without classes of their own, both splits have to number the folders alike."""
     cfg = listed(tmp_path, GOOD, "x/1.jpg 1\ny/1.jpg 0\n")
     for name in ("x", "y"):
-        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name).mkdir()
     for split in SPLITS:
         cfg[f"{split}_dataloader"].dataset.metainfo.classes = ("first", "second")
     del cfg.train_dataloader.dataset["ann_file"]

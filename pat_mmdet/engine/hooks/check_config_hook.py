@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 
 from pat_mmdet.utils.config import check_config
 from pat_mmdet.utils.errors import ConfigError
+from pat_mmdet.utils.run_check import schedule_notes
 
 
 @HOOKS.register_module()
@@ -28,11 +29,13 @@ class CheckConfigHook(Hook):
         check_config(runner.cfg)
 
     def before_train(self, runner: Runner) -> None:
-        """Check that a method with a memory has a place for each training image.
+        """Warn of schedules beyond the end, and check the size of a method's memory.
 
         Raises:
-            ConfigError: If it has more or fewer.
+            ConfigError: If it has not one place for each training image.
         """
+        for note in schedule_notes(runner.cfg):
+            runner.logger.warning(note)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         num_data = getattr(getattr(model, "distill", None), "num_data", None)
         dataset = runner.train_dataloader.dataset

@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from pat_mmdet.utils.argument_types import NonNegativeInt, PositiveInt
 from pat_mmdet.utils.finite import describe_non_finite, find_non_finite
 
 _GRAD_NORM = "grad_norm"  # as mmengine logs it
@@ -65,7 +66,7 @@ class CheckFiniteHook(Hook):
     # Before the hooks that log, average or save what came out of the step.
     priority = "HIGHEST"
 
-    def __init__(self, interval: int = 50, max_skips: int = 0) -> None:
+    def __init__(self, interval: PositiveInt = 50, max_skips: NonNegativeInt = 0) -> None:
         if interval < 1 or max_skips < 0:
             raise ValueError(
                 f"CheckFiniteHook: interval={interval} must be at least 1, and "

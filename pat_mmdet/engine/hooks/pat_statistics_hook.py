@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pat_mmdet.models.layers import TokenAligner
 from pat_mmdet.models.methods import PAT
 from pat_mmdet.structures import NetworkOutputs
+from pat_mmdet.utils.argument_types import PositiveInt
 from pat_mmdet.utils.io import write_atomic
 
 FILE = "pat_statistics.json"
@@ -52,7 +53,7 @@ class PATStatisticsHook(Hook):
 
     priority = "LOW"
 
-    def __init__(self, interval: int = 10) -> None:
+    def __init__(self, interval: PositiveInt = 10) -> None:
         self.interval = interval
         self._records: list[dict] = []
 

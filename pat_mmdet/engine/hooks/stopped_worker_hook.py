@@ -13,6 +13,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from pat_mmdet.utils.argument_types import PositiveInt
+
 _SECOND = 1.0  # shorter in tests
 
 
@@ -33,7 +35,7 @@ class StoppedWorkerHook(Hook):
         ValueError: If the timeout is not positive.
     """
 
-    def __init__(self, timeout: int = 300) -> None:
+    def __init__(self, timeout: PositiveInt = 300) -> None:
         if timeout <= 0:
             raise ValueError(f"StoppedWorkerHook: timeout={timeout} must be positive seconds")
         self.timeout = timeout
