@@ -62,7 +62,7 @@ class Difference(NamedTuple):
 
     Attributes:
         name (str): What was predicted.
-        num_predictions (int): Number of detections of the network in PyTorch, or of images classified.
+        num_predictions (int): Detections of the network in PyTorch, or images classified.
         boxes (float, optional): Largest difference of a coordinate, in pixels; None for classes.
         scores (float): Largest difference of a score.
         unmatched (int): Detections that only one of the networks has.
