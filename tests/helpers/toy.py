@@ -116,7 +116,8 @@ def runner(
         log_processor=dict(by_epoch=epochs is not None),
         default_scope="mmengine",
         randomness=dict(seed=seed),
-        experiment_name=f"{name}_{folder.name}",
+        # What runners of one name started in the same second log would be mixed.
+        experiment_name=f"{name}_{folder.parent.name}_{folder.name}",
         **options,
     )
 

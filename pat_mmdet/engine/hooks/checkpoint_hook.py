@@ -166,7 +166,10 @@ class SafeCheckpointHook(CheckpointHook):
             params = _parameters(runner.optim_wrapper)
             for index, gradient in gradients[rank].items():
                 params[index].grad = gradient.to(params[index].device)
-            runner.logger.info("restored the gradients that were being accumulated")
+            runner.logger.info(
+                "restored the gradients that were being accumulated; MMEngine's warning that some "
+                "are lost does not hold"
+            )
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int | str, meta: dict) -> None:
         # Before anything is removed, and in all processes.
