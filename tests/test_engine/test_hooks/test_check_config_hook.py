@@ -1,6 +1,8 @@
 """Configs run by MMEngine's Runner alone."""
 
 import json
+import logging
+from types import SimpleNamespace
 
 import pytest
 from helpers.configs import untrained
@@ -9,6 +11,7 @@ from helpers.tools import ROOT
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from pat_mmdet.engine.hooks import CheckConfigHook
 from pat_mmdet.utils import load_config
 from pat_mmdet.utils.errors import ConfigError
 
@@ -97,3 +100,33 @@ def test_runner_builds_a_shipped_config(name, tmp_path):
     runner = Runner.from_cfg(untrained(cfg))
     hooks = {type(hook).__name__ for hook in runner.hooks}
     assert {"CheckConfigHook", "CheckFiniteHook"} <= hooks
+
+
+def runner(num_images, num_data=None, **schedule):
+    """What the hook reads of a runner before a training with a memory."""
+    images = SimpleNamespace(dataset=range(num_images))  # as a wrapper has them
+    cfg = dict(
+        train_cfg=dict(by_epoch=False, max_iters=100),
+        param_scheduler=dict(type="MultiStepLR", by_epoch=False, milestones=[50], **schedule),
+    )
+    return SimpleNamespace(
+        cfg=cfg,
+        logger=logging.getLogger("runner"),
+        model=SimpleNamespace(distill=SimpleNamespace(num_data=num_data)),
+        train_dataloader=SimpleNamespace(dataset=images),
+    )
+
+
+def test_memory_has_the_size_of_the_data():
+    hook = CheckConfigHook()
+    hook.before_train(runner(20, num_data=20))
+    hook.before_train(runner(20))
+    with pytest.raises(ConfigError, match="num_data=21 but there are 20 training images"):
+        hook.before_train(runner(20, num_data=21))
+
+
+@pytest.mark.parametrize(("end", "warned"), [(100, False), (200, True)])
+def test_schedule_after_the_end_is_a_warning(caplog, end, warned):
+    CheckConfigHook().before_train(runner(20, end=end))
+    message = "param_scheduler: end=200 lies after the end of training (100) and is not reached"
+    assert caplog.messages == [message] * warned
