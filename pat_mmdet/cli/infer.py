@@ -214,11 +214,14 @@ def _load_classifier(cfg: Config, checkpoint: str, device: str) -> Predict:
 
     from pat_mmdet.utils import load_weights
 
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    for step in pipeline:
+        if step["type"] == "LoadImageOrSkip":
+            step["type"] = "LoadImageFromFile"  # which the inferencer leaves out
     model = get_model(cfg, device=device)
     load_weights(model, checkpoint, allow_unused=("distill.",))
     inferencer = ImageClassificationInferencer(model)
     # Data sets such as CIFAR-100 hold their images in memory, as RGB, so nothing loads files.
-    pipeline = cfg.test_dataloader.dataset.pipeline
     order = 1 if any(step["type"] == "LoadImageFromFile" for step in pipeline) else -1
     return lambda image: next(
         map(inferencer.forward, inferencer.preprocess([image[..., ::order]]))

@@ -195,7 +195,7 @@ def test_strong_augmentation():
         results = dict(img=torch.randint(256, (40, 50, 3)).numpy().astype("uint8"), gt_label=3)
         results["sample_idx"] = 17
         for step in cfg.train_dataloader.dataset.pipeline:
-            if step.type != "LoadImageFromFile":
+            if step.type != "LoadImageOrSkip":
                 results = TRANSFORMS.build(step)(results)
         assert results["inputs"].shape == (3, 224, 224)
         assert results["data_samples"].sample_idx == 17
