@@ -161,7 +161,7 @@ def plain_config(cfg: Config) -> Config:
     imports = plain.pop("custom_imports", {}).get("imports", [])
     roots = {node["data_root"] for node in _nodes(plain) if node.get("data_root")}
     plain = _plain(plain, roots)
-    used = {_find_class(node["type"]) for node in _nodes(plain) if "type" in node}
+    used = {_plain_class(node["type"]) for node in _nodes(plain) if "type" in node}
     needed = [module for module in imports if _is_needed(module, used, method)]
     if needed:
         plain["custom_imports"] = dict(imports=needed)
@@ -208,8 +208,10 @@ def _plain_class(name: Any) -> type | None:
     if _package(cls) != "pat_mmdet":
         return cls
     base = next(base for base in cls.__mro__ if _package(base) != "pat_mmdet")
-    # A mere interface cannot take the place of the class.
-    return base if _find_class(base.__name__) is base else cls
+    # A mere interface cannot take the place of the class. In the registries, a class of this
+    # project may have taken the place of its base.
+    registered = _find_class(base.__name__)
+    return base if registered is not None and issubclass(registered, base) else cls
 
 
 def _nodes(value: Any) -> Iterator[dict]:
