@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmengine import registry
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, DefaultScope, Registry, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, Registry, init_default_scope
 
 from pat_mmdet.cli.arguments import add_cfg_options
 from pat_mmdet.utils import (
@@ -114,7 +114,7 @@ def find_dataset_meta(cfg: Config, meta: Any) -> dict[str, Any]:
         meta.get("dataset_meta") if isinstance(meta, dict) else None,
         dataset.get("metainfo"),
         dict(classes=cfg.get("classes")),
-        getattr(DATASETS.get(dataset.get("type", "")), "METAINFO", None),
+        getattr(_find_class(dataset.get("type")), "METAINFO", None),
     )
     for place in places:
         if isinstance(place, dict) and place.get("classes") and _is_plain(place["classes"]):
