@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmengine.config import Config
 
 from pat_mmdet.cli.arguments import add_cfg_options
+from pat_mmdet.cli.export import find_dataset_meta
 from pat_mmdet.utils import (
     is_distiller,
     load_config,
@@ -87,7 +89,7 @@ def find_student(run: str, cfg: Config) -> Network:
 
     Raises:
         FileNotFoundError: If there is no such run, or it has no checkpoint.
-        ValueError: If the checkpoint cannot be read.
+        ValueError: If the checkpoint cannot be read, or is for other classes.
     """
     from pat_mmdet.utils import read_checkpoint
     from pat_mmdet.utils.resume import list_checkpoints
@@ -102,22 +104,39 @@ def find_student(run: str, cfg: Config) -> Network:
             raise FileNotFoundError(f"work dir {path!r} has no checkpoint")
         checkpoint = newest
     meta = read_checkpoint(str(checkpoint)).get("meta")
-    text = meta.get("cfg") if isinstance(meta, dict) else None
+    meta = meta if isinstance(meta, dict) else {}
+    tested = find_dataset_meta(cfg, meta=None).get("classes", ())
+    trained = find_dataset_meta(cfg, meta).get("classes", ())
+    if tested and list(tested) != list(trained):
+        raise ValueError(
+            f"checkpoint {str(checkpoint)!r} is for {_list(trained)}, the test set of "
+            f"{cfg.filename!r} has {_list(tested)}"
+        )
+    text = meta.get("cfg")
     model = student_model(parse_config_text(text) if isinstance(text, str) else cfg)
     name = name or Path(path).stem
     return Network(name, model, str(checkpoint), checkpoint.parent)
+
+
+def _list(classes: Sequence[str]) -> str:
+    """Format the number of classes and the first ones."""
+    names = ", ".join(classes[:5])
+    return f"{len(classes)} classes ({names}{', …' if len(classes) > 5 else ''})"
 
 
 def main() -> None:
     """Compare as the command line says."""
     args = parse_args()
     with clear_errors(args.traceback):
+        from mmengine.registry import init_default_scope
+
         from pat_mmdet.utils import check_data
         from pat_mmdet.visualization import compare
 
         cfg = load_config(args.config, args.cfg_options)
         check_data(cfg, "test")
         prepare_environment(cfg, "none")
+        init_default_scope(cfg.get("default_scope", "mmdet"))
         networks = [find_student(run, cfg) for run in args.runs]
         if is_distiller(cfg) and not args.no_teacher:
             networks.insert(0, find_teacher(cfg))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmengine import registry
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, DefaultScope, Registry, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, Registry, init_default_scope
 
 from pat_mmdet.cli.arguments import add_cfg_options
 from pat_mmdet.utils import (
@@ -114,7 +114,7 @@ def find_dataset_meta(cfg: Config, meta: Any) -> dict[str, Any]:
         meta.get("dataset_meta") if isinstance(meta, dict) else None,
         dataset.get("metainfo"),
         dict(classes=cfg.get("classes")),
-        getattr(DATASETS.get(dataset.get("type", "")), "METAINFO", None),
+        getattr(_find_class(dataset.get("type")), "METAINFO", None),
     )
     for place in places:
         if isinstance(place, dict) and place.get("classes") and _is_plain(place["classes"]):
@@ -208,9 +208,10 @@ def _plain_class(name: Any) -> type | None:
     if _package(cls) != "pat_mmdet":
         return cls
     base = next(base for base in cls.__mro__ if _package(base) != "pat_mmdet")
-    # A mere interface cannot take the place of the class; for CocoMetric one of ours stands here.
-    found = _find_class(base.__name__)
-    return base if found is not None and issubclass(found, base) else cls
+    # A mere interface cannot take the place of the class. In the registries, a class of this
+    # project may have taken the place of its base.
+    registered = _find_class(base.__name__)
+    return base if registered is not None and issubclass(registered, base) else cls
 
 
 def _nodes(value: Any) -> Iterator[dict]:

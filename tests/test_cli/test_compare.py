@@ -123,10 +123,13 @@ def test_classifiers(tmp_path, monkeypatch):
         (["{0}"], r"work dir '.*' has no checkpoint"),
         (["a={0}/none.pth"], r"checkpoint '.*none.pth' does not exist"),
         (["a={0}/x.pth", "a={0}/x.pth"], r"same name in \['a', 'a'\]; give NAME=RUN"),
+        (["{0}/cat.pth"], r"is for 1 classes \(cat\), the test set of .* has 10 classes \(0, 1, 2"),
     ],
 )
 def test_runs_that_are_refused(runs, message, tmp_path, monkeypatch, digits):
     torch.save(dict(state_dict={}), tmp_path / "x.pth")
+    meta = dict(dataset_meta=dict(classes=("cat",)))
+    torch.save(dict(meta=meta, state_dict={}), tmp_path / "cat.pth")
     args = ["configs/pat/swin_p-res18_digits.py", *(run.format(tmp_path) for run in runs)]
     options = ["--no-teacher", "--cfg-options", f"data_root={digits}/"]
     with pytest.raises(SystemExit, match=message):

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 from safetensors import safe_open
 from torch import nn
 
-from pat_mmdet.cli.export import _find_class, plain_config, save_weights
+from pat_mmdet.cli.export import _find_class, find_dataset_meta, plain_config, save_weights
 from pat_mmdet.utils import load_config, load_weights, read_checkpoint, student_model
 from pat_mmdet.utils.checkpoint import PickledObject
 
@@ -209,3 +209,13 @@ def test_exported_file_is_plain(name, tmp_path):
     loaded = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     load_weights(loaded, str(out))
     assert all(map(torch.equal, loaded.state_dict().values(), student.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("swin_t-res18_coco", 80), ("swin_t-res18_cifar100", 100)]
+)
+def test_class_names_without_those_of_the_training(name, count):
+    cfg = load_config(str(ROOT / f"configs/pat/{name}.py"))
+    init_default_scope(cfg.default_scope)
+    assert len(find_dataset_meta(cfg, meta=None)["classes"]) == count
+    assert find_dataset_meta(cfg, dict(dataset_meta=dict(classes=("a",))))["classes"] == ("a",)

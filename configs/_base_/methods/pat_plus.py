@@ -6,8 +6,7 @@ _base_ = "pat.py"
 method = dict(
     alignment="identity",
     distance="correlation",
-    weigh_levels=True,
     afp_stages=(),
-    fd_weight=30.0,
+    fd_weight=10.0,
     inherit_heads=True,
 )
