@@ -351,7 +351,6 @@ PAT_FORMS = {
     "pat_plus": (
         "alignment",
         "distance",
-        "weigh_levels",
         "afp_stages",
         "fd_weight",
         "inherit_heads",

@@ -239,7 +239,7 @@ def test_generated_data_and_failing_teacher(slurm, tmp_path, reproduce, monkeypa
 
 def test_interrupt_stops_the_trainings(slurm, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, TOOL, "--cells", "*/none", *slurm, "wait=1"],
+        [sys.executable, TOOL, "--cells", "*/none", *slurm, "_wait=1"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         # Shells start what runs in the background, tests perhaps, with interrupts ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -253,7 +253,7 @@ def test_interrupt_stops_the_trainings(slurm, tmp_path):
 
 
 def test_lock_after_kill(slurm, tmp_path, reproduce):
-    flags = ["--cells", "*/none", *slurm, "wait=1"]
+    flags = ["--cells", "*/none", *slurm, "_wait=1"]
     process = subprocess.Popen([sys.executable, TOOL, *flags], stdout=subprocess.DEVNULL)
     wait_for((tmp_path / "bin/calls").exists, process)
     process.kill()
