@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -70,9 +71,10 @@ def load_config(
         )
     given = settings or options.get("settings")
     if given == "published" and not cfg.get("published"):
-        raise ConfigError(
-            "settings='published' has no effect: the config holds no published settings; leave it "
-            "out"
+        warnings.warn(
+            "settings='published' changes nothing: the config holds no published settings that "
+            "differ from its own",
+            stacklevel=2,
         )
     cfg.settings = settings or options.pop("settings", None) or cfg.get("settings", "equal")
     if cfg.settings not in SETTINGS:
