@@ -21,6 +21,8 @@ def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave an empty file by the name
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
