@@ -314,7 +314,7 @@ def test_thin_images_are_trained_and_tested_on(tmp_path):
 @pytest.mark.parametrize(
     ("orientation", "size"), [(2, STORED), (3, STORED), (4, STORED), (6, (50, 50))]
 )
-def test_orientation_that_the_size_does_not_show_is_reported(orientation, size, tmp_path, logged):
+def test_ambiguous_orientation(orientation, size, tmp_path, logged):
     path = single(tmp_path, *size, [5, 5, 9, 9])
     save_photo(path, *size, orientation, [5, 5, 9, 9])
     loaded = dataset(tmp_path, True, classes=("cat",))
@@ -331,7 +331,7 @@ def test_orientation_that_the_size_does_not_show_is_reported(orientation, size, 
 
 
 @pytest.mark.parametrize("size", [(30, 20), (HEIGHT, WIDTH)], ids=["another", "swapped"])
-def test_loading_an_image_of_another_size_is_reported(size, data, logged):
+def test_wrong_size(size, data, logged):
     """A swapped size in which the boxes fit too is not known from the annotations."""
     change(data, lambda content: content["annotations"][4].update(bbox=[1, 2, 5, 5]))
     change(data, lambda content: content["annotations"][5].update(bbox=[9, 9, 5, 5]))

@@ -237,7 +237,7 @@ def test_annotation_ids_do_not_change_the_score(data, logged, numbers, warning, 
     assert warning in message, "once for data set and evaluator"
 
 
-def test_plain_metric_of_mmdet_is_wrong_about_id_zero(data):
+def test_plain_metric_and_id_zero(data):
     """What the numbering is for; once MMDetection counts right, it can go."""
     from mmdet.evaluation import CocoMetric
 

@@ -222,7 +222,7 @@ def test_boxes_are_those_of_mmdet(voc, convert):
     assert len(first) == 2
 
 
-def test_printed_config_works_here_and_in_plain_mmdetection(voc, tmp_path, convert):
+def test_printed_config(voc, tmp_path, convert):
     _, output = convert(voc)
     lines = output.split("In a config:\n")[1].split("In plain MMDetection")[0]
     assert "num_classes=2 in the heads" in output.splitlines()[-1]

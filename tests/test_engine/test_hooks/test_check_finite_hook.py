@@ -131,7 +131,7 @@ def test_stops_and_keeps_the_last_good_checkpoint(do, message, tmp_path, restore
 
 
 @pytest.mark.parametrize("max_norm", [1.0, None])
-def test_weights_that_the_last_step_spoils_are_not_saved(max_norm, tmp_path, restore_scope):
+def test_non_finite_last_step(max_norm, tmp_path, restore_scope):
     wrapper = dict(optimizer=dict(type="SGD", lr=1e-3))
     if max_norm is not None:
         wrapper["clip_grad"] = dict(max_norm=max_norm)
@@ -147,7 +147,7 @@ def test_weights_that_the_last_step_spoils_are_not_saved(max_norm, tmp_path, res
     assert checkpoints(tmp_path) == ["iter_2.pth", "iter_4.pth"]
 
 
-def test_gradients_whose_norm_overflows_are_found_before_clipping(tmp_path, restore_scope):
+def test_overflowing_gradient_norm(tmp_path, restore_scope):
     def raise_gradient(model, batch):
         model.gradient_factor = 1e30
 
@@ -180,9 +180,7 @@ def on_a_device(monkeypatch):
 
 
 @pytest.mark.parametrize(("interval", "steps"), [(1, 1), (50, 2)])
-def test_values_are_read_at_the_interval_and_before_a_checkpoint(
-    interval, steps, on_a_device, tmp_path, restore_scope
-):
+def test_reading_interval(interval, steps, on_a_device, tmp_path, restore_scope):
     made = make(tmp_path, break_gradient, [1], interval=interval)
     with pytest.raises(FloatingPointError, match=r"iteration 1: grad_norm=nan .*no checkpoint was"):
         made.train()
@@ -289,7 +287,7 @@ def test_overflow_at_every_scale_stops(tmp_path, restore_scope, monkeypatch):
         made.train()
 
 
-def test_loss_that_is_not_finite_stops_in_mixed_precision(tmp_path, restore_scope):
+def test_non_finite_loss_in_mixed_precision(tmp_path, restore_scope):
     made = make(tmp_path, break_image, wrapper=scaled(1.0))
     with pytest.raises(FloatingPointError, match=r"iteration 3: loss_task=nan"):
         made.train()
@@ -306,7 +304,7 @@ def train_in_process(folder, rank):
     torch.distributed.destroy_process_group()
 
 
-def test_every_process_names_the_images_of_the_one_that_broke(tmp_path):
+def test_image_names_of_all_processes(tmp_path):
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=train_in_process, args=(tmp_path, rank)) for rank in (0, 1)]
     for process in processes:

@@ -30,7 +30,7 @@ def test_share_explained_is_the_squared_correlation():
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 11), (2, 3), (1, 1)])
 @pytest.mark.parametrize("kind", ["map", "token"])
-def test_an_aligners_output_is_reachable_and_all_else_is_not(kind, size):
+def test_reachable_variance(kind, size):
     grid = 3
     aligner = MapAligner(16, 12) if kind == "map" else TokenAligner(16, grid**2, 12, size)
     output = aligner(normal(6, 16, grid, grid), size).detach()
@@ -40,7 +40,7 @@ def test_an_aligners_output_is_reachable_and_all_else_is_not(kind, size):
     assert (rest > 0.1) == (size[0] * size[1] > grid**2)
 
 
-def test_distance_is_what_a_student_can_remove_and_the_rest():
+def test_irreducible_distance():
     aligner, target = MapAligner(16, 12), normal(4, 12, 9, 6)
     student = aligner(normal(4, 16, 3, 3, seed=1), (9, 6)).detach()
     means = nn.functional.adaptive_avg_pool2d(target, 3)
@@ -70,7 +70,7 @@ def run(folder, method, begin=0, end=6, interval=4):
     return json.loads((folder / "pat_statistics.json").read_text())
 
 
-def test_hook_records_every_interval_and_the_last_step(tmp_path):
+def test_recording_interval(tmp_path):
     method = make_pat(beta=0.0, afp_stages=(1,), prompted_share=0.5)
     records = run(tmp_path, method)
     assert [record["step"] for record in records] == [1, 5, 6]

@@ -53,7 +53,7 @@ def test_images_are_drawn_as_they_were_loaded(hook, samples, tmp_path):
     assert set(files) == {str(tmp_path / "now/shown/photo.png")}
 
 
-def test_first_readable_image_of_a_batch_is_drawn_every_interval(hook, samples):
+def test_drawing_interval(hook, samples):
     hook, drawn = hook
     for step in range(4):
         hook.after_val_iter(SimpleNamespace(iter=0), step, {}, samples)

@@ -44,7 +44,7 @@ def test_teacher_is_outside_module_tree(task):
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
-def test_teacher_with_weights_that_are_not_finite_is_refused(value, tmp_path):
+def test_non_finite_teacher(value, tmp_path):
     state = pair("classification")[0].teacher.state_dict()
     name = list(state)[-1]
     state[name].view(-1)[0] = value

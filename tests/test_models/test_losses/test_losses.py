@@ -283,7 +283,7 @@ def test_channel_correlation_reference():
     assert CHANNELS(s, t, weights).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_channel_correlation_ignores_scale_and_offset_of_each_channel():
+def test_channel_correlation_invariances():
     s, t = normal(4, 3, 5, 6, seed=1), normal(4, 3, 5, 6, seed=2)
     scale, offset = torch.tensor([0.1, 3.0, 40.0]), torch.tensor([5.0, -1.0, 70.0])
     moved = [x * scale[:, None, None] + offset[:, None, None] for x in (s, t)]
@@ -292,7 +292,7 @@ def test_channel_correlation_ignores_scale_and_offset_of_each_channel():
     assert CHANNELS(moved[0], s) < 1e-4 and CHANNELS(-moved[0], s) == pytest.approx(2, rel=1e-3)
 
 
-def test_matched_map_has_the_statistics_of_its_reference():
+def test_matched_statistics():
     reference = 3 * normal(4, 3, 5, 6, seed=1) + torch.tensor([1.0, 0, -50])[:, None, None]
     x = normal(2, 3, 7, 2, seed=2).requires_grad_()
     matched = losses.match_channel_statistics(x, reference)

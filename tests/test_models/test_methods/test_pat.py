@@ -63,7 +63,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize(("options", "expected"), GOLDEN.values(), ids=GOLDEN)
-def test_paper_forms_have_the_values_of_earlier_versions(options, expected):
+def test_golden_values(options, expected):
     method = make_pat(**options)
     pat_step(method)  # gives the second one its feedback
     losses, student = pat_step(method, seed=1)
@@ -78,7 +78,7 @@ def test_paper_forms_have_the_values_of_earlier_versions(options, expected):
 
 
 @every_form
-def test_every_parameter_gets_a_gradient_without_waiting(options):
+def test_gradients_without_synchronisation(options):
     method = make_pat(**options)
     if "gates" in dict(method.named_children()):
         nn.init.ones_(method.gates[0])
@@ -144,7 +144,7 @@ def test_options_without_effect_are_refused(options, message):
         make_pat(**options)
 
 
-def test_projector_and_mse_without_prompts_are_fitnet():
+def test_fitnet_as_options():
     fitnet = build_layers(FitNet(), STUDENT, TEACHER)
     pat = make_pat(alignment="projector", distance="mse", afp_stages=())
     fitnet.load_state_dict(pat.state_dict())
@@ -186,7 +186,7 @@ def test_correlation_is_weighed_by_the_plain_teacher():
     torch.testing.assert_close(losses["loss_fd"], expected)
 
 
-def test_correlation_ignores_the_scale_of_the_students_projection():
+def test_correlation_is_scale_free():
     method = make_pat(**PLUS)
     before = pat_step(method)[0]["loss_fd"]
     for projector in method.projectors:
@@ -208,7 +208,7 @@ def test_prompts_cannot_scale_a_renormalised_target():
 
 
 @pytest.mark.parametrize("distance", ["mse", "correlation"])
-def test_images_and_levels_without_prompt_are_the_plain_teachers(distance):
+def test_targets_without_prompt(distance):
     method = make_pat(afp_stages=(1,), prompted_share=0.5, distance=distance)
     losses, aligned, targets, plain, prompted = observed(method)
     assert targets[0] is plain.features[0]
@@ -228,7 +228,7 @@ def test_images_and_levels_without_prompt_are_the_plain_teachers(distance):
     [dict(distance="correlation"), dict(alignment="projector+raa", normalize_feedback=True)],
     ids=["correlation", "gated"],
 )
-def test_at_beta_zero_the_prompted_teacher_is_the_plain_one(options):
+def test_beta_zero_is_plain_teacher(options):
     method = make_pat(beta=0.0, **options)
     for seed in (0, 1):
         _, _, _, plain, prompted = observed(method, seed)
@@ -236,7 +236,7 @@ def test_at_beta_zero_the_prompted_teacher_is_the_plain_one(options):
         assert torch.equal(prompted.logits, plain.logits)
 
 
-def test_regions_are_compared_with_the_averages_of_the_teacher():
+def test_region_loss():
     method = make_pat(region_weight=2.0, afp_stages=(), raa_grid=3).eval()
     student, teacher = student_outputs(), ToyTeacher().plain()
     losses = method(student, teacher, None)
@@ -256,13 +256,13 @@ def test_regions_are_compared_with_the_averages_of_the_teacher():
     assert alone(student, teacher, None)["loss_fd"] == losses["loss_fd"]
 
 
-def test_maps_smaller_than_the_grid_are_compared_by_position():
+def test_map_smaller_than_grid():
     method = make_pat(region_weight=1.0, alignment="projector", afp_stages=(), raa_grid=6)
     losses, _ = pat_step(method)
     assert losses["loss_region"] > 0 and torch.isfinite(losses["loss_region"])
 
 
-def test_normalised_feedback_does_not_depend_on_the_scale_of_the_features():
+def test_normalised_feedback_is_scale_free():
     gaps = []
     for scale in (1.0, 50.0):
         method = make_pat(normalize_feedback=True)
@@ -349,7 +349,7 @@ def classification_form(name):
     return model, model.data_preprocessor(classifiers.raw_batch(size=32), True)
 
 
-def test_raa_alone_equals_pat_with_prompts_at_beta_zero():
+def test_raa_alone():
     (frozen, data), (full, _) = (classification_form(name) for name in ("pat_raa", "pat"))
     full.load_state_dict(frozen.state_dict(), strict=False)
     full.teacher.load_state_dict(frozen.teacher.state_dict())
