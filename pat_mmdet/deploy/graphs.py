@@ -142,8 +142,10 @@ class OneStageGraph(nn.Module):
         head = self.model.bbox_head
         if not hasattr(head, "integral"):
             return head.bbox_coder.decode(priors, _flat(deltas, head.bbox_coder.encode_size)[place])
-        # GFL predicts a distribution over distances.
-        distances = head.integral(_flat(deltas, 4 * (head.reg_max + 1))[place])
+        # GFL predicts distributions over distances, of which `head.integral` takes the mean: with a
+        # cast of its constants to their own type, which torch 2.11 cannot translate.
+        logits = _flat(deltas, 4 * (head.reg_max + 1))[place].reshape(-1, 4, head.reg_max + 1)
+        distances = logits.softmax(-1) @ head.integral.project
         stride = head.prior_generator.strides[level][0]
         return head.bbox_coder.decode(head.anchor_center(priors), distances * stride)
 
