@@ -72,9 +72,14 @@ class ClassifierGraph(nn.Module):
     """
 
     def __init__(self, model: nn.Module, is_rgb: bool) -> None:
+        from mmpretrain.models.utils import ShiftWindowMSA  # detection does without mmpretrain
+
         super().__init__()
         self.model = model
         self.preprocess = ImagePreprocessor(model.data_preprocessor, is_rgb)
+        for module in model.modules():
+            if isinstance(module, ShiftWindowMSA):
+                module.window_reverse = _reverse_windows
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the probabilities (B, K) of images (B, 3, H, W), float32, BGR, 0 to 255."""
@@ -287,6 +292,17 @@ def detection_cfg(detector: nn.Module) -> Any:
     """Return the ``test_cfg`` of the head that gives the detections."""
     # A bbox_head of a two-stage detector has none.
     return getattr(detector, "roi_head", detection_head(detector)).test_cfg
+
+
+def _reverse_windows(windows: Tensor, height: int, width: int, window_size: int) -> Tensor:
+    """Put windows (N, S, S, C) back into maps (B, H, W, C), as mmpretrain's Swin does.
+
+    There, the number of images goes through a floating-point number, which makes it a constant of
+    the graph.
+    """
+    rows, columns = height // window_size, width // window_size
+    maps = windows.view(-1, rows, columns, window_size, window_size, windows.shape[-1])
+    return maps.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
 
 
 def _flat(maps: Tensor, channels: int) -> Tensor:
