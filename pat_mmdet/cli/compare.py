@@ -92,30 +92,25 @@ def find_student(run: str, cfg: Config) -> Network:
         ValueError: If the checkpoint cannot be read, or is for other classes.
     """
     from pat_mmdet.utils import read_checkpoint
-    from pat_mmdet.utils.resume import list_checkpoints
+    from pat_mmdet.utils.resume import find_checkpoint
     from pat_mmdet.visualization import Network
 
     has_name = "=" in run and not os.path.exists(run)
     name, _, path = run.partition("=") if has_name else ("", "", run)
-    checkpoint = Path(path)
-    if checkpoint.is_dir():
-        newest = next(iter(list_checkpoints(checkpoint)), None)
-        if newest is None:
-            raise FileNotFoundError(f"work dir {path!r} has no checkpoint")
-        checkpoint = newest
-    meta = read_checkpoint(str(checkpoint)).get("meta")
+    checkpoint = find_checkpoint(path)
+    meta = read_checkpoint(checkpoint).get("meta")
     meta = meta if isinstance(meta, dict) else {}
     tested = find_dataset_meta(cfg, meta=None).get("classes", ())
     trained = find_dataset_meta(cfg, meta).get("classes", ())
     if tested and list(tested) != list(trained):
         raise ValueError(
-            f"checkpoint {str(checkpoint)!r} is for {_list(trained)}, the test set of "
+            f"checkpoint {checkpoint!r} is for {_list(trained)}, the test set of "
             f"{cfg.filename!r} has {_list(tested)}"
         )
     text = meta.get("cfg")
     model = student_model(parse_config_text(text) if isinstance(text, str) else cfg)
     name = name or Path(path).stem
-    return Network(name, model, str(checkpoint), checkpoint.parent)
+    return Network(name, model, checkpoint, Path(checkpoint).parent)
 
 
 def _list(classes: Sequence[str]) -> str:
@@ -124,26 +119,53 @@ def _list(classes: Sequence[str]) -> str:
     return f"{len(classes)} classes ({names}{', …' if len(classes) > 5 else ''})"
 
 
+def compare_runs(
+    config: str,
+    runs: Sequence[str],
+    out: Path,
+    num_images: int = 100,
+    with_teacher: bool = True,
+    options: dict | None = None,
+) -> None:
+    """Evaluate the teacher of a config and trained students, and write a page that compares them.
+
+    Args:
+        config (str): Path of the config with the test set and, of a distiller, the teacher.
+        runs (Sequence[str]): Work dirs or checkpoints, with ``NAME=`` before them or not.
+        out (Path): The page (.html).
+        num_images (int): How many images it has at most.
+        with_teacher (bool): Whether the teacher of a distiller is compared, too.
+        options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
+
+    Raises:
+        FileNotFoundError: If there is no such config or run.
+        ValueError: If a run does not fit the test set, or two have the same name.
+    """
+    from mmengine.registry import init_default_scope
+
+    from pat_mmdet.utils import check_data
+    from pat_mmdet.visualization import compare
+
+    cfg = load_config(config, options)
+    check_data(cfg, "test")
+    prepare_environment(cfg, "none")
+    init_default_scope(cfg.get("default_scope", "mmdet"))
+    networks = [find_student(run, cfg) for run in runs]
+    if is_distiller(cfg) and with_teacher:
+        networks.insert(0, find_teacher(cfg))
+    names = [network.name for network in networks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two networks have the same name in {names}; give NAME=RUN")
+    compare(cfg, networks, num_images, out, title=Path(config).stem)
+
+
 def main() -> None:
     """Compare as the command line says."""
     args = parse_args()
     with clear_errors(args.traceback):
-        from mmengine.registry import init_default_scope
-
-        from pat_mmdet.utils import check_data
-        from pat_mmdet.visualization import compare
-
-        cfg = load_config(args.config, args.cfg_options)
-        check_data(cfg, "test")
-        prepare_environment(cfg, "none")
-        init_default_scope(cfg.get("default_scope", "mmdet"))
-        networks = [find_student(run, cfg) for run in args.runs]
-        if is_distiller(cfg) and not args.no_teacher:
-            networks.insert(0, find_teacher(cfg))
-        names = [network.name for network in networks]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two networks have the same name in {names}; give NAME=RUN")
-        compare(cfg, networks, args.num_images, args.out, title=Path(args.config).stem)
+        compare_runs(
+            args.config, args.runs, args.out, args.num_images, not args.no_teacher, args.cfg_options
+        )
     print(f"page: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
 
 

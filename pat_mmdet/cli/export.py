@@ -29,6 +29,7 @@ from pat_mmdet.utils import (
     student_model,
     write_atomic,
 )
+from pat_mmdet.utils.config_text import parse_config_text
 from pat_mmdet.utils.errors import clear_errors
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of the config the student was trained with")
     parser.add_argument("checkpoint", help="checkpoint of the training")
-    parser.add_argument("out", help=f"file to write ({', '.join(_WRITERS)})")
+    parser.add_argument("out", type=Path, help=f"file to write ({', '.join(_WRITERS)})")
     parser.add_argument(
         "--image",
         help="with .onnx, image to compare the predictions on; by default one of the config's test "
@@ -53,9 +54,7 @@ def parse_args() -> argparse.Namespace:
     )
     add_cfg_options(parser)
     args = parser.parse_args()
-    if Path(args.out).suffix not in _WRITERS:
-        parser.error(f"OUT must end with {' or '.join(_WRITERS)}")
-    if args.image and not args.out.endswith(".onnx"):
+    if args.image and args.out.suffix != ".onnx":
         parser.error("--image is for .onnx: other formats are not compared")
     return args
 
@@ -74,11 +73,12 @@ class Student(NamedTuple):
     dataset_meta: dict[str, Any]
 
 
-def load_student(config: str, checkpoint: str, options: dict | None = None) -> Student:
+def load_student(config: str | None, checkpoint: str, options: dict | None = None) -> Student:
     """Build a student and load its weights.
 
     Args:
-        config (str): Path of the config, of a pair or of the student alone.
+        config (str, optional): Path of the config, of a pair or of the student alone; by default
+            the one in the checkpoint.
         checkpoint (str): Checkpoint of the training, or weights.
         options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
 
@@ -87,15 +87,45 @@ def load_student(config: str, checkpoint: str, options: dict | None = None) -> S
 
     Raises:
         FileNotFoundError: If there is no such config or checkpoint.
-        ValueError: If one of them cannot be read, or they do not fit together.
+        ValueError: If one of them cannot be read, they do not fit together, or there is no config.
     """
     from pat_mmdet.utils import load_weights, read_checkpoint
 
-    cfg = load_config(config, options)
+    meta = read_checkpoint(checkpoint).get("meta")
+    cfg = choose_config(config, checkpoint, meta, options)
     init_default_scope(cfg.get("default_scope", "mmdet"))
     model = MODELS.build(student_model(cfg))
     load_weights(model, checkpoint, allow_unused=("distill.",))
-    return Student(cfg, model, find_dataset_meta(cfg, read_checkpoint(checkpoint).get("meta")))
+    return Student(cfg, model, find_dataset_meta(cfg, meta))
+
+
+def choose_config(config: str | None, checkpoint: str, meta: Any, options: dict | None) -> Config:
+    """Read the config of a checkpoint.
+
+    Args:
+        config (str, optional): Path of the config; by default the one inside is taken.
+        checkpoint (str): The checkpoint, for messages.
+        meta (Any): Its ``meta``.
+        options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
+
+    Returns:
+        Config: The config.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: If it cannot be read, or there is none inside.
+    """
+    if config is not None:
+        return load_config(config, options)
+    text = meta.get("cfg") if isinstance(meta, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(
+            f"checkpoint {checkpoint!r} has no config inside; give it before the checkpoint on the "
+            "command line (pat-mmdet infer CONFIG CHECKPOINT INPUT), as config=... in Python"
+        )
+    cfg = parse_config_text(text)
+    cfg.merge_from_dict(options or {})
+    return cfg
 
 
 def find_dataset_meta(cfg: Config, meta: Any) -> dict[str, Any]:
@@ -297,17 +327,16 @@ def save_weights(state: dict, dataset_meta: dict, config: str, out: Path) -> Non
     write_atomic(out, content.getbuffer())
 
 
-def _write_weights(student: Student, args: argparse.Namespace) -> None:
-    """Write weights, and the plain config beside them."""
-    out = Path(args.out)
+def _write_weights(student: Student, out: Path, image: str | None) -> None:
+    """Write weights, and the plain config beside them; no image is needed."""
     config = plain_config(student.cfg)
     save_weights(student.model.state_dict(), student.dataset_meta, config.pretty_text, out)
     config.dump(out.with_suffix(".py"))
     print(f"weights: {out}\nconfig:  {out.with_suffix('.py')}")
 
 
-def _write_onnx(student: Student, args: argparse.Namespace) -> None:
-    """Write ONNX if it agrees with PyTorch.
+def _write_onnx(student: Student, out: Path, image: str | None) -> None:
+    """Write ONNX if it agrees with PyTorch on an image.
 
     Raises:
         ValueError: If it does not.
@@ -321,7 +350,7 @@ def _write_onnx(student: Student, args: argparse.Namespace) -> None:
         ) from None
 
     classes = list(map(str, student.dataset_meta.get("classes", ())))
-    image = args.image or find_image(student.cfg)
+    image = image or find_image(student.cfg)
     content = export_onnx(student.model.eval(), student.cfg, classes)
     print("difference between ONNX and PyTorch:")
     differences = []
@@ -330,17 +359,44 @@ def _write_onnx(student: Student, args: argparse.Namespace) -> None:
         differences.append(difference)
     if not all(difference.is_small for difference in differences):
         raise ValueError(
-            f"{args.out} is not written: it would not predict what PyTorch predicts, see above"
+            f"{out} is not written: it would not predict what PyTorch predicts, see above"
         )
-    write_atomic(Path(args.out), content)
+    write_atomic(out, content)
     if not any(difference.count for difference in differences):
         print(
             "Nothing was detected, so no boxes were compared: give an image with objects, --image"
         )
-    print(f"ONNX:    {args.out} ({len(content) / 2**20:.1f} MiB)")
+    print(f"ONNX:    {out} ({len(content) / 2**20:.1f} MiB)")
 
 
 _WRITERS = {".pth": _write_weights, ".safetensors": _write_weights, ".onnx": _write_onnx}
+
+
+def export(
+    config: str | None,
+    checkpoint: str,
+    out: Path,
+    options: dict | None = None,
+    image: str | None = None,
+) -> None:
+    """Write a trained student for use without this package.
+
+    Args:
+        config (str, optional): Path of its config, see :func:`load_student`.
+        checkpoint (str): Checkpoint of the training.
+        out (Path): File to write; its ending decides what, see the top of this module.
+        options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
+        image (str, optional): Image to compare the predictions of ONNX and PyTorch on; by default
+            one of the config's test images.
+
+    Raises:
+        FileNotFoundError: If there is no such config or checkpoint.
+        ValueError: If they do not fit together, the ending is not known, or ONNX does not agree
+            with PyTorch.
+    """
+    if out.suffix not in _WRITERS:
+        raise ValueError(f"{str(out)!r} must end with {' or '.join(_WRITERS)}")
+    _WRITERS[out.suffix](load_student(config, checkpoint, options), out, image)
 
 
 def main() -> None:
@@ -348,8 +404,7 @@ def main() -> None:
     args = parse_args()
 
     with clear_errors(args.traceback):
-        student = load_student(args.config, args.checkpoint, args.cfg_options)
-        _WRITERS[Path(args.out).suffix](student, args)
+        export(args.config, args.checkpoint, args.out, args.cfg_options, args.image)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any
 from mmengine.config import Config
 
 from pat_mmdet.cli.arguments import add_cfg_options
-from pat_mmdet.cli.export import find_dataset_meta, plain_config
+from pat_mmdet.cli.export import choose_config, find_dataset_meta, plain_config
 from pat_mmdet.cli.test import is_classification
-from pat_mmdet.utils import load_config, prepare_environment
-from pat_mmdet.utils.config_text import parse_config_text
+from pat_mmdet.utils import prepare_environment
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
 
@@ -123,17 +122,7 @@ def load_checkpoint_model(
     from pat_mmdet.utils import load_weights, read_checkpoint
 
     meta = read_checkpoint(checkpoint).get("meta")
-    text = meta.get("cfg") if isinstance(meta, dict) else None
-    if config is not None:
-        cfg = load_config(config, options)
-    elif isinstance(text, str):
-        cfg = parse_config_text(text)
-        cfg.merge_from_dict(options or {})
-    else:
-        raise ValueError(
-            f"checkpoint {checkpoint!r} has no config inside; give it before the checkpoint: "
-            "pat-mmdet infer CONFIG CHECKPOINT INPUT"
-        )
+    cfg = choose_config(config, checkpoint, meta, options)
     if "test_dataloader" not in cfg:
         raise ValueError("the config has no test_dataloader, which says how images are prepared")
     prepare_environment(cfg, "none")

@@ -1,6 +1,11 @@
 """Train a detector or classifier: a student with a teacher, a student alone, or a teacher."""
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from mmengine.config import Config
 
@@ -12,6 +17,16 @@ from pat_mmdet.utils import (
     set_work_dir,
 )
 from pat_mmdet.utils.errors import clear_errors
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+
+# Package and visualizer backend by the names that --log takes.
+_BACKENDS = {
+    "tensorboard": "TensorboardVisBackend",
+    "wandb": "WandbVisBackend",
+    "mlflow": "MLflowVisBackend",
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,6 +49,13 @@ def parse_args() -> argparse.Namespace:
         const="auto",
         help="resume from this checkpoint, or from the last one in the work dir if none is given",
     )
+    parser.add_argument(
+        "--log",
+        nargs="+",
+        default=[],
+        choices=list(_BACKENDS),
+        help="log there too, beside the files of the work dir",
+    )
     add_method(parser)
     add_cfg_options(parser)
     add_launcher(parser)
@@ -47,16 +69,10 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
 
     Raises:
         FileNotFoundError: If the checkpoint to resume from does not exist.
-        ValueError: If it cannot be read, or the rate cannot be scaled.
+        ValueError: If it cannot be read, the rate cannot be scaled, or a package is missing.
     """
-    from pat_mmdet.utils.checkpoint import read_training
-    from pat_mmdet.utils.resume import checkpoint_folder, list_checkpoints
-
-    set_work_dir(cfg, args.work_dir)
-    if args.method is not None and args.work_dir is None:
-        cfg.work_dir = f"{cfg.work_dir}_{args.method}"
-    if args.settings == "published" and args.work_dir is None:
-        cfg.work_dir = f"{cfg.work_dir}_published"
+    set_training_dir(cfg, args.work_dir, args.method, args.settings)
+    add_backends(cfg, args.log)
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
@@ -70,7 +86,70 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
                 "auto_scale_lr=dict(base_batch_size=...)"
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume == "auto":
+    set_resume(cfg, args.resume)
+
+
+def set_training_dir(
+    cfg: Config, work_dir: str | None, method: str | None, settings: str | None = None
+) -> None:
+    """Set the work dir; one that is not given has method and settings at its end, if they are.
+
+    Args:
+        cfg (Config): Changed in place.
+        work_dir (str, optional): The work dir.
+        method (str, optional): Method that was put in place of the config's.
+        settings (str, optional): Settings in place of the config's.
+    """
+    set_work_dir(cfg, work_dir)
+    if method is not None and work_dir is None:
+        cfg.work_dir = f"{cfg.work_dir}_{method}"
+    if settings == "published" and work_dir is None:
+        cfg.work_dir = f"{cfg.work_dir}_published"
+
+
+def add_backends(cfg: Config, names: Sequence[str]) -> None:
+    """Add backends to the visualizer, with their default arguments; those it has are kept.
+
+    Args:
+        cfg (Config): Changed in place.
+        names (Sequence[str]): ``'tensorboard'``, ``'wandb'`` or ``'mlflow'``.
+
+    Raises:
+        ValueError: If a package is not installed.
+    """
+    # Without an origin it is no package but a folder of that name, such as wandb leaves behind.
+    missing = [name for name in names if getattr(find_spec(name), "origin", None) is None]
+    if missing:
+        raise ValueError(
+            f"--log: {', '.join(missing)} not installed; pip install {' '.join(missing)}"
+        )
+    if not names:
+        return
+    # What the Runner builds for a config without a visualizer.
+    default = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")])
+    visualizer = cfg.get("visualizer") or default
+    backends = list(visualizer.get("vis_backends") or ())
+    there = {backend["type"] for backend in backends}
+    backends += [dict(type=_BACKENDS[name]) for name in names if _BACKENDS[name] not in there]
+    cfg.visualizer = {**visualizer, "vis_backends": backends}
+
+
+def set_resume(cfg: Config, source: str | None) -> None:
+    """Have a training go on from a checkpoint.
+
+    Args:
+        cfg (Config): Config with a work dir, changed in place.
+        source (str, optional): The checkpoint, or ``'auto'`` for the newest in the work dir. Where
+            there is none, the training starts.
+
+    Raises:
+        FileNotFoundError: If the checkpoint does not exist.
+        ValueError: If it cannot be read.
+    """
+    from pat_mmdet.utils.checkpoint import read_training
+    from pat_mmdet.utils.resume import checkpoint_folder, list_checkpoints
+
+    if source == "auto":
         hook = cfg.get("default_hooks", {}).get("checkpoint") or {}
         folder = checkpoint_folder(cfg.work_dir, hook.get("out_dir"))
         # SafeCheckpointHook chooses among them. The first start has the weights of the config.
@@ -79,25 +158,43 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
         )
         if cfg.resume:
             cfg.load_from = None
-    elif args.resume is not None:
-        read_training(args.resume)  # once before anything is built, to fail early
-        cfg.resume, cfg.load_from = True, args.resume
+    elif source is not None:
+        read_training(source)  # once before anything is built, to fail early
+        cfg.resume, cfg.load_from = True, source
+
+
+def train(cfg: Config, launcher: str = "none") -> Runner:
+    """Check the data of a config, and train.
+
+    Args:
+        cfg (Config): Config with a work dir.
+        launcher (str): What started this process, see :func:`prepare_environment`.
+
+    Returns:
+        Runner: The runner after the training.
+
+    Raises:
+        FileNotFoundError: If data are missing.
+        ValueError: If they do not fit the config, or the launcher does not fit the machine.
+    """
+    from mmengine.runner import Runner
+
+    from pat_mmdet.utils import check_data
+
+    check_data(cfg, "train", "val")
+    prepare_environment(cfg, launcher)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
 
 
 def main() -> None:
     """Train as the command line says."""
     args = parse_args()
-
-    from mmengine.runner import Runner
-
-    from pat_mmdet.utils import check_data
-
     with clear_errors(args.traceback):
         cfg = load_config(args.config, args.cfg_options, args.method, args.settings)
         apply_flags(cfg, args)
-        check_data(cfg, "train", "val")
-        prepare_environment(cfg, args.launcher)
-        Runner.from_cfg(cfg).train()
+        train(cfg, args.launcher)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,23 @@ def list_checkpoints(folder: Path, template: str | None = None) -> list[Path]:
     return sorted(found, key=_number, reverse=True)
 
 
+def find_checkpoint(run: str) -> str:
+    """Return the newest checkpoint of a work dir; what is no folder is one itself.
+
+    Args:
+        run (str): Work dir, or path or URL of a checkpoint.
+
+    Raises:
+        FileNotFoundError: If the work dir has no checkpoint.
+    """
+    if not Path(run).is_dir():
+        return run
+    newest = next(iter(list_checkpoints(Path(run))), None)
+    if newest is None:
+        raise FileNotFoundError(f"work dir {run!r} has no checkpoint")
+    return str(newest)
+
+
 def checkpoint_folder(work_dir: str, out_dir: str | None = None) -> Path:
     """Return the folder of the checkpoints of a training.
 

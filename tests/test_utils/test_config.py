@@ -254,6 +254,7 @@ def test_compile_flag(method, tmp_path):
     cfg = load_config(str(ROOT / "configs/pat/swin_p-res18_digits.py"), None, method)
     flags = dict.fromkeys(("method", "settings", "resume"), None)
     flags |= dict.fromkeys(("amp", "auto_scale_lr"), False)
+    flags["log"] = []
     args = SimpleNamespace(config="c.py", work_dir=str(tmp_path), compile=True, **flags)
     train["apply_flags"](cfg, args)
     assert (cfg.model.get("compile"), cfg.get("compile")) == (
@@ -275,6 +276,7 @@ def test_errors_of_the_tools_are_ours(monkeypatch, tmp_path):
         compile=False,
         auto_scale_lr=True,
         resume=None,
+        log=[],
     )
     with pytest.raises(ValueError, match=r"config 'c\.py' does not say what batch"):
         train["apply_flags"](cfg, args)
