@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -21,11 +22,16 @@ from pat_mmdet.utils.errors import clear_errors
 if TYPE_CHECKING:
     from mmengine.runner import Runner
 
-# Package and visualizer backend by the names that --log takes.
-_BACKENDS = {
-    "tensorboard": "TensorboardVisBackend",
-    "wandb": "WandbVisBackend",
-    "mlflow": "MLflowVisBackend",
+# Visualizer backends by the names of their packages, which --log takes.
+_BACKENDS: dict[str, dict[str, str]] = {
+    "tensorboard": dict(type="TensorboardVisBackend"),
+    "wandb": dict(type="WandbVisBackend"),
+    # Where MLflow itself would log. MMEngine's default, plain files in the work dir, is refused by
+    # its newer versions.
+    "mlflow": dict(
+        type="MLflowVisBackend",
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"),
+    ),
 }
 
 
@@ -108,7 +114,7 @@ def set_training_dir(
 
 
 def add_backends(cfg: Config, names: Sequence[str]) -> None:
-    """Add backends to the visualizer, with their default arguments; those it has are kept.
+    """Add backends to the visualizer; those it has are kept.
 
     Args:
         cfg (Config): Changed in place.
@@ -130,7 +136,8 @@ def add_backends(cfg: Config, names: Sequence[str]) -> None:
     visualizer = cfg.get("visualizer") or default
     backends = list(visualizer.get("vis_backends") or ())
     there = {backend["type"] for backend in backends}
-    backends += [dict(type=_BACKENDS[name]) for name in names if _BACKENDS[name] not in there]
+    added = [dict(_BACKENDS[name]) for name in dict.fromkeys(names)]
+    backends += [backend for backend in added if backend["type"] not in there]
     cfg.visualizer = {**visualizer, "vis_backends": backends}
 
 

@@ -1,5 +1,6 @@
 """Backends that ``train --log`` adds."""
 
+import os
 import sys
 from importlib.machinery import ModuleSpec
 
@@ -14,6 +15,10 @@ from pat_mmdet.utils import load_config
 PAIR = "pat/swin_p-res18_digits.py"
 LOCAL = dict(type="LocalVisBackend")
 TENSORBOARD = dict(type="TensorboardVisBackend")
+MLFLOW = dict(
+    type="MLflowVisBackend",
+    tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"),
+)
 OWN = dict(type="WandbVisBackend", init_kwargs=dict(project="mine"))
 
 
@@ -21,7 +26,7 @@ OWN = dict(type="WandbVisBackend", init_kwargs=dict(project="mine"))
     ("before", "names", "after"),
     [
         ([LOCAL], [], [LOCAL]),
-        ([LOCAL], ["tensorboard", "mlflow"], [LOCAL, TENSORBOARD, dict(type="MLflowVisBackend")]),
+        ([LOCAL], ["tensorboard", "mlflow", "mlflow"], [LOCAL, TENSORBOARD, MLFLOW]),
         ([LOCAL, OWN], ["wandb", "tensorboard"], [LOCAL, OWN, TENSORBOARD]),
         (None, ["tensorboard"], [TENSORBOARD]),
     ],
