@@ -7,7 +7,7 @@ from importlib.machinery import ModuleSpec
 import pytest
 from helpers.tools import ROOT
 from mmengine.config import Config
-from mmengine.registry import VISUALIZERS
+from mmengine.registry import VISUALIZERS, init_default_scope
 
 from pat_mmdet.cli import train
 from pat_mmdet.utils import load_config
@@ -61,6 +61,7 @@ def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     cfg = load_config(str(ROOT / "configs" / PAIR))
     train.add_backends(cfg, ["tensorboard"])
+    init_default_scope("mmdet")
     visualizer = VISUALIZERS.build({**cfg.visualizer, "name": "log", "save_dir": str(tmp_path)})
     visualizer.add_scalar("loss", 1.0, step=1)
     visualizer.close()
