@@ -157,8 +157,8 @@ def plain_config(cfg: Config) -> Config:
 
     Only what MMDetection's tools read is left: the model is the student alone, without pretrained
     weights; classes of this project are replaced by those that they extend; hooks of this project
-    and of the package that the method comes from go, and imports that nothing needs any more.
-    Absolute paths become relative ones under ``data/``.
+    and of the package that the method comes from go, as do imports that nothing needs any more and
+    visualizer backends other than local files. Absolute paths become relative ones under ``data/``.
 
     Args:
         cfg (Config): Config of a distiller, or of a student alone.
@@ -188,6 +188,8 @@ def plain_config(cfg: Config) -> Config:
         for name, hook in plain.get("default_hooks", {}).items()
         if hook is None or _package(_plain_class(hook["type"])) != "pat_mmdet"
     }
+    if plain.get("visualizer", {}).get("vis_backends"):
+        plain["visualizer"]["vis_backends"] = [dict(type="LocalVisBackend")]
     imports = plain.pop("custom_imports", {}).get("imports", [])
     roots = {node["data_root"] for node in _nodes(plain) if node.get("data_root")}
     plain = _plain(plain, roots)

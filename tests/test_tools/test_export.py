@@ -72,6 +72,7 @@ def test_exported_config_is_self_contained():
             "work_dir": "/srv/me/runs",
             "load_from": "/srv/me/first.pth",
             "val_evaluator.type": "FasterCocoMetric",
+            "visualizer.vis_backends": [dict(type="LocalVisBackend"), dict(type="WandbVisBackend")],
             "model.student.backbone.init_cfg": dict(type="Pretrained", checkpoint="/srv/me/r.pth"),
             "model.student.neck.init_cfg": dict(type="Xavier", layer="Conv2d"),
             "custom_hooks": [
@@ -89,6 +90,7 @@ def test_exported_config_is_self_contained():
     assert "custom_imports" not in plain and "init_cfg" not in plain.model.backbone
     assert plain.model.neck.init_cfg.type == "Xavier"
     assert [hook.type for hook in plain.custom_hooks] == ["EMAHook"]
+    assert plain.visualizer.vis_backends == [dict(type="LocalVisBackend")]
     assert plain.train_cfg.type == "IterBasedTrainLoop"
     for name in ("train", "val", "test"):
         dataset = plain[f"{name}_dataloader"].dataset
