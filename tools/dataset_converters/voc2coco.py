@@ -27,6 +27,7 @@ import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from pat_mmdet.cli.arguments import add_traceback
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.images import annotated_size, read_image_sizes
 from pat_mmdet.utils.io import write_atomic
@@ -232,13 +233,14 @@ def parse_args() -> argparse.Namespace:
     add("--val-share", type=float, default=0.2, help="of a random val split (default: 0.2)")
     add("--seed", type=int, default=0, help="of a random split (default: 0)")
     add("--zero-based", action="store_true", help="the files count pixels from 0")
+    add_traceback(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     """Run the conversion."""
     args = parse_args()
-    with clear_errors():
+    with clear_errors(args.traceback):
         convert(args)
 
 

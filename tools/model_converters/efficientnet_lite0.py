@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pat_mmdet.cli.arguments import add_traceback
 from pat_mmdet.utils.errors import clear_errors
 
 if TYPE_CHECKING:
@@ -45,9 +46,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", help="the package's efficientnet-lite0-*.pth")
     parser.add_argument("out", help="file for the converted weights")
+    add_traceback(parser)
     args = parser.parse_args()
 
-    with clear_errors():
+    with clear_errors(args.traceback):
         from pat_mmdet.utils.checkpoint import read_checkpoint
 
         weights = convert(read_checkpoint(args.source))
