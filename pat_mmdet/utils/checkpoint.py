@@ -24,7 +24,7 @@ from mmengine.runner.checkpoint import (
 )
 from torch import nn
 
-from pat_mmdet.utils.io import is_whole
+from pat_mmdet.utils.io import is_compressed, is_whole
 
 # Weights whose shape depends on the size of the images or windows.
 _RESIZED = ("pos_embed", "relative_position_bias_table", "patch_embed.proj.weight")
@@ -86,13 +86,18 @@ def read_checkpoint(source: str, allow_objects: bool = True) -> dict:
 
     Raises:
         FileNotFoundError: If there is no such file, or it cannot be downloaded.
-        ValueError: If the file is truncated or damaged, is no checkpoint, or holds objects that are
-            refused: any if ``allow_objects`` is False, else those of modules that torch blocks
-            (``os``, ``sys``) and those in files of torch before 1.6.
+        ValueError: If the file is truncated, damaged or compressed, is no checkpoint, or holds
+            objects that are refused: any if ``allow_objects`` is False, else those of modules that
+            torch blocks (``os``, ``sys``) and those in files of torch before 1.6.
     """
     path = _local_path(source)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {source!r} does not exist; check the path")
+    if is_compressed(path):
+        raise ValueError(
+            f"checkpoint {source!r} is refused: its content is compressed, which torch never does, "
+            "and may fill the memory. Ask for the file as torch.save wrote it"
+        )
     if path.endswith(".safetensors"):
         # A dependency of timm, which detection does not need.
         from safetensors.torch import load_file
@@ -145,8 +150,10 @@ def read_training(source: str) -> dict:
     checkpoint = read_checkpoint(source, allow_objects=False)
     missing = [key for key in _OF_TRAINING if not isinstance(checkpoint.get(key), dict)]
     meta = checkpoint.get("meta")
-    if isinstance(meta, dict) and not all(isinstance(meta.get(k), int) for k in ("epoch", "iter")):
-        missing.append("meta.iter")
+    if isinstance(meta, dict):
+        counts = (meta.get(key) for key in ("epoch", "iter"))
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            missing.append("meta.iter")
     if missing:
         raise ValueError(
             f"checkpoint {source!r} cannot be resumed from: it holds weights alone (no "
@@ -177,7 +184,8 @@ def load_from_weights_only(filename: str, map_location: Any = None) -> dict:
     find_weights(checkpoint, filename)
     meta = checkpoint.get("meta")
     if isinstance(meta, dict):
-        meta.pop("config", None)
+        # An OrderedDict in a file may bring methods of its own.
+        checkpoint["meta"] = {key: meta[key] for key in dict.keys(meta) if key != "config"}
     return checkpoint
 
 
@@ -213,7 +221,7 @@ def _reason(error: pickle.UnpicklingError) -> str:
     """
     text = str(error).split("WeightsUnpickler error:")[-1].strip()
     lines = text.splitlines()
-    return next((line for line in lines if "GLOBAL " in line), lines[0])
+    return next((line for line in lines if "GLOBAL " in line), lines[0]).split(". Please")[0]
 
 
 def _placeholders(path: str) -> AbstractContextManager:

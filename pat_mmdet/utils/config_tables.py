@@ -233,7 +233,10 @@ HINTS: dict[str, dict[str, Any]] = {
 RANGES: dict[str, dict[str, Any]] = {
     "data loader": {
         "batch_size": PositiveInt,
+        "drop_last": bool,
         "num_workers": NonNegativeInt,
+        "persistent_workers": bool,
+        "pin_memory": bool,
         "prefetch_factor": Optional[PositiveInt],
         "timeout": NonNegativeFloat,
     },

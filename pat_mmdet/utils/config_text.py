@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 from mmengine.config import Config
@@ -22,8 +24,8 @@ def parse_config_text(text: str) -> Config:
         Config: The config.
 
     Raises:
-        ValueError: If the text has anything else in it, or a type that MMEngine would import from a
-            package that is not of OpenMMLab.
+        ValueError: If the text has anything else in it, or a type that is not a name in a registry
+            of OpenMMLab, so that MMEngine would import it.
     """
     try:
         body = ast.parse(text).body
@@ -34,7 +36,7 @@ def parse_config_text(text: str) -> Config:
             "the path of a config"
         ) from None
     for name in _types(values):
-        if "." in name and name.split(".")[0] not in _SCOPES:
+        if "." in name and not _is_in_registry(*name.rsplit(".", 1)):
             raise ValueError(
                 f"the config in the checkpoint has type={name!r}, which is not imported; give the "
                 "path of a config, if you trust it"
@@ -54,6 +56,14 @@ def _value(node: ast.expr) -> Any:
         items = [_value(item) for item in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)
     return ast.literal_eval(node)
+
+
+def _is_in_registry(scope: str, name: str) -> bool:
+    """Return False for a type that MMEngine may import, functions such as ``mmengine.load`` too."""
+    if scope not in _SCOPES:
+        return False
+    found = getattr(import_module(scope), name, None)
+    return found is None or inspect.isclass(found)
 
 
 def _types(value: Any) -> Iterator[str]:

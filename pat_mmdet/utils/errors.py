@@ -53,7 +53,8 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
         while chain[-1].__context__ is not None and not chain[-1].__suppress_context__:
             chain.append(chain[-1].__context__)
         first = chain[-1]
-        origin = Path(traceback.extract_tb(first.__traceback__)[-1].filename).resolve()
+        frames = traceback.extract_tb(first.__traceback__)
+        origin = Path(frames[-1].filename).resolve()
         own = isinstance(first, _OWN_ERRORS) and any(
             folder in origin.parents for folder in _OWN_FOLDERS
         )
@@ -62,7 +63,9 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
             raise
         if own or known:
             sys.exit(f"error: {known or first}")
-        line = next(iter(str(first).strip().splitlines()), "")[:300]
+        # An assertion may have no message, but its code.
+        message = str(first).strip() or frames[-1].line or ""
+        line = next(iter(message.splitlines()), "")[:300]
         url = f" at {_local_text(error, 'url')!r}" if isinstance(error, URLError) else ""
         sys.exit(f"error: {type(first).__name__}{url}: {line} (--traceback shows where)")
 

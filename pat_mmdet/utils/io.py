@@ -30,6 +30,15 @@ def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def is_compressed(path: str | Path) -> bool:
+    """Return True for a zip file whose content is larger than the file."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return sum(info.file_size for info in file.infolist()) > os.path.getsize(path)
+    except Exception:  # no zip file, or a damaged one
+        return False
+
+
 def is_whole(path: str | Path) -> bool:
     """Compare the checksums in a file of ``torch.save`` with its content.
 

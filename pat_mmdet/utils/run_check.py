@@ -194,11 +194,16 @@ def _check_scheduler(path: str, node: Mapping) -> None:
 
 
 def schedule_notes(cfg: Mapping) -> list[str]:
-    """Return what the schedulers of a config would do after the end of training."""
+    """Return what of schedules and evaluation lies after the end of training."""
     loop = cfg.get("train_cfg") or {}
     epochs = _counts_epochs(cfg)
     last = loop.get("max_epochs" if epochs else "max_iters")
     notes = []
+    first = loop.get("val_begin", 1)
+    if last is not None and first > last:
+        notes.append(
+            f"train_cfg.val_begin={first} lies after the end of training ({last}): no evaluation"
+        )
     for path, node in _schedulers(cfg):
         if last is None or node.get("by_epoch", True) != epochs:
             continue

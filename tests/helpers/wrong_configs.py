@@ -117,6 +117,7 @@ _RANGES = {
     "model.compile": ("no",),
     "train_dataloader.batch_size": (0, -8, 2.5, "8"),
     "train_dataloader.num_workers": (-1, "two"),
+    "train_dataloader.drop_last": ([True],),
     "train_dataloader.sampler.shuffle": ("False",),
     "train_dataloader.dataset.data_root": (3,),
     "train_dataloader.dataset.pipeline": ([], "none", {}),

@@ -28,6 +28,8 @@ def test_text_gives_the_config(name):
         "a = (",
         "model = dict(backbone=[dict(type='os.system', command='true')])",
         "model = dict(type='torch.load', f='x.pth')",
+        "model = dict(type='mmengine.Config.fromstring', cfg_str='a = 1', file_format='.py')",
+        "model = dict(type='mmengine.load', file='x.pkl')",
     ],
 )
 def test_nothing_is_run(text):

@@ -71,7 +71,7 @@ def fail(error):
 @pytest.mark.parametrize("error", [ValueError("theirs\nmore"), KeyError("a"), RuntimeError()])
 def test_library_errors(error):
     line = ends_with(lambda: fail(error))
-    first = str(error).partition("\n")[0]
+    first = str(error).partition("\n")[0] or "raise error"  # code of an error without a message
     assert line == f"error: {type(error).__name__}: {first} (--traceback shows where)"
     with pytest.raises(type(error)) as caught, clear_errors(show_traceback=True):
         fail(error)

@@ -86,6 +86,7 @@ def flip(path):
         (lambda path: path.unlink(), "iter_10.pth': resuming from * instead"),
         (lambda path: torch.save({"state_dict": {}}, path), "it holds weights alone"),
         (lambda path: save(path, "three"), "it holds weights alone (no meta.iter)"),
+        (lambda path: save(path, -5), "it holds weights alone (no meta.iter)"),
     ],
 )
 def test_damaged_newest_checkpoint(change, message, folder, warnings):

@@ -130,3 +130,11 @@ def test_schedule_after_the_end_is_a_warning(caplog, end, warned):
     CheckConfigHook().before_train(runner(20, end=end))
     message = "param_scheduler: end=200 lies after the end of training (100) and is not reached"
     assert caplog.messages == [message] * warned
+
+
+def test_evaluation_after_the_end_is_a_warning(caplog):
+    made = runner(20)
+    made.cfg["train_cfg"]["val_begin"] = 101
+    CheckConfigHook().before_train(made)
+    message = "train_cfg.val_begin=101 lies after the end of training (100): no evaluation"
+    assert caplog.messages == [message]

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections import Counter
+from collections import Counter, OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -226,6 +226,18 @@ def crafted(toy, tmp_path):
 def test_config_in_a_checkpoint_is_not_executed(hook, by, crafted, tmp_path):
     path = str(crafted) if by == "resume" else None
     made = runner(tmp_path, name="crafted", resume=True, load_from=path, hook=hook, ema=False)
+    made.optim_wrapper = made.build_optim_wrapper(made.optim_wrapper)
+    made.load_or_resume()
+    assert made.iter == 6 and not (tmp_path / "ran").exists()
+
+
+def test_config_is_not_hidden_by_methods_of_the_file(crafted, tmp_path):
+    checkpoint = torch.load(crafted, weights_only=True)
+    checkpoint["meta"] = OrderedDict(checkpoint["meta"])
+    checkpoint["meta"].pop = Foreign  # torch restores attributes; read as a placeholder
+    torch.save(checkpoint, crafted)
+    settings = dict(resume=True, load_from=str(crafted), hook="CheckpointHook", ema=False)
+    made = runner(tmp_path, name="crafted", **settings)
     made.optim_wrapper = made.build_optim_wrapper(made.optim_wrapper)
     made.load_or_resume()
     assert made.iter == 6 and not (tmp_path / "ran").exists()
