@@ -211,6 +211,12 @@ def find_weights(checkpoint: dict, source: str) -> dict:
             f"checkpoint {source!r} holds a {kind}{type(state).__name__} instead of weights; "
             "ask for its state_dict"
         )
+    unnamed = next((key for key in state if not isinstance(key, str)), None)
+    if unnamed is not None:
+        raise ValueError(
+            f"checkpoint {source!r} has {unnamed!r} in place of the name of a weight; ask for its "
+            "state_dict"
+        )
     return state
 
 

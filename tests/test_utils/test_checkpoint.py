@@ -365,6 +365,12 @@ def test_weights_are_loaded(tmp_path, nested):
     assert all(torch.equal(value, state[key]) for key, value in target.state_dict().items())
 
 
+def test_names_of_weights_are_text(tmp_path):
+    path = save({"state_dict": {**nn.Linear(2, 3).state_dict(), 7: torch.zeros(1)}}, tmp_path / "i")
+    with pytest.raises(ValueError, match=r"has 7 in place of the name of a weight"):
+        load_weights(nn.Linear(2, 3), path)
+
+
 def test_missing_keys_are_counted_and_named(tmp_path):
     target = nn.Sequential(*(nn.Linear(2, 2) for _ in range(6)))
     state = {key: value for key, value in states(target).items() if key.startswith(("0", "1.w"))}
