@@ -87,6 +87,8 @@ def load_config(
         # Where it stood in earlier versions.
         options.setdefault("model.input_size", options.pop("model.method.input_size"))
     check_options(options)
+    if method is not None:
+        _check_teacher(cfg)
     before = {key: cfg.get(key) for key in KEYS}
     every = {**method_options, **options}
     # Options of the method belong to the one that is put in place, all others to the config.
@@ -318,6 +320,15 @@ def _dicts(node: Any) -> Iterator[dict]:
             yield from _dicts(item)
 
 
+def _check_teacher(cfg: Config) -> None:
+    """Check that a config has a teacher, whose method may be chosen."""
+    if not is_distiller(cfg):
+        raise ConfigError(
+            f"config {cfg.filename!r} has no teacher, so there is no method to choose; take one "
+            "of configs/pat"
+        )
+
+
 def apply_method(cfg: Config, name: str) -> None:
     """Put a method in place of the config's own; ``none`` leaves the student alone.
 
@@ -333,11 +344,7 @@ def apply_method(cfg: Config, name: str) -> None:
     Raises:
         ConfigError: If the config has no teacher, or there is no such method.
     """
-    if not is_distiller(cfg):
-        raise ConfigError(
-            f"config {cfg.filename!r} has no teacher, so there is no method to choose; take one "
-            "of configs/pat"
-        )
+    _check_teacher(cfg)
     method = _overlay(cfg, name)
     own = cfg.model.method
     if method is None:

@@ -42,6 +42,9 @@ class LossShareCheck:
             total (Tensor): The student's losses and the method's together.
             losses (dict[str, Tensor]): The method's losses.
         """
+        if self.method.watched_loss not in losses:  # a subclass may have others
+            self.steps_left = 0
+            return
         self.steps_left -= 1
         self._sums.append(torch.stack([total, losses[self.method.watched_loss]]).detach())
         if self.steps_left == 0:
