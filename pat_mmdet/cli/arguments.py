@@ -2,10 +2,25 @@
 
 import argparse
 import os
+from typing import Any
 
 from mmengine.config import DictAction
 
 from pat_mmdet.utils.config import SETTINGS
+
+
+class CfgOptions(DictAction):
+    """``--cfg-options``, where values that cannot be read end in a usage error."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        """Parse the values."""
+        try:
+            super().__call__(parser, *args, **kwargs)
+        except (AssertionError, RecursionError, ValueError):
+            parser.error(
+                "--cfg-options takes key=value, with values such as 0.1, name, [1,2] or (a,b) "
+                "without blanks; a dict inside of a list belongs into the config"
+            )
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +28,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=CfgOptions,
         help="override settings of the config, as key=value; nested keys with dots, "
         'lists as key="[a,b]" without blanks',
     )

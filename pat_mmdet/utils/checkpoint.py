@@ -24,6 +24,7 @@ from mmengine.runner.checkpoint import (
 )
 from torch import nn
 
+from pat_mmdet.utils.finite import describe_non_finite, find_non_finite
 from pat_mmdet.utils.io import is_compressed, is_whole
 
 # Weights whose shape depends on the size of the images or windows.
@@ -306,8 +307,8 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
-        ValueError: If it cannot be read, or keys are missing or of other shapes; the message
-            gives the file, the number of keys and the first names.
+        ValueError: If it cannot be read, keys are missing or of other shapes, or weights are NaN or
+            infinite; the message gives the file, the number of keys and the first names.
     """
     state = find_weights(read_checkpoint(source), source)
     own = module.state_dict()
@@ -333,6 +334,12 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
     # Some layers convert older weights by the versions that are noted here.
     used._metadata = getattr(state, "_metadata", OrderedDict())  # type: ignore[attr-defined]
     load_state_dict(module, used, strict=False, logger="current")
+    names = find_non_finite(module.state_dict())
+    if names:
+        raise ValueError(
+            f"checkpoint {source!r} gives {type(module).__name__} {describe_non_finite(names)}; "
+            "use another checkpoint, an earlier one of its training for example"
+        )
 
 
 def _converted_by_timm(module: nn.Module, state: dict) -> dict:

@@ -64,3 +64,9 @@ def test_version():
 @pytest.mark.parametrize("args, message", [(["trian"], "'trian'"), ([], "required: COMMAND")])
 def test_unknown_or_missing_command(args, message):
     assert message in run("pat_mmdet", *args, code=2)
+
+
+@pytest.mark.parametrize("option", ["abc", "custom_hooks=[dict(type='EMAHook',momentum=5)]"])
+def test_option_that_cannot_be_read(option):
+    shown = run("tools/train.py", "config.py", "--cfg-options", option, code=2)
+    assert shown.splitlines()[-1].startswith("train.py: error: --cfg-options takes key=value")

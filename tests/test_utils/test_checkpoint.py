@@ -365,6 +365,14 @@ def test_weights_are_loaded(tmp_path, nested):
     assert all(torch.equal(value, state[key]) for key, value in target.state_dict().items())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_weights_are_refused(tmp_path, value):
+    path = str(tmp_path / "broken.pth")
+    torch.save(dict(weight=torch.full((2, 3), value), bias=torch.zeros(2)), path)
+    with pytest.raises(ValueError, match=r"broken.pth' gives Linear 1 tensors .*\(weight\)"):
+        load_weights(nn.Linear(3, 2), path)
+
+
 def test_names_of_weights_are_text(tmp_path):
     path = save({"state_dict": {**nn.Linear(2, 3).state_dict(), 7: torch.zeros(1)}}, tmp_path / "i")
     with pytest.raises(ValueError, match=r"has 7 in place of the name of a weight"):

@@ -333,16 +333,14 @@ def _build_teacher(cfg: dict, checkpoint: str | None) -> nn.Module:
         ValueError: If weights are NaN or infinite.
     """
     network = MODELS.build(cfg)
-    if checkpoint is None:
-        network.init_weights()
-    else:
+    if checkpoint is not None:
         load_weights(network, checkpoint)
+        return network
+    network.init_weights()
     names = find_non_finite(network.state_dict())
     if names:
-        source = "its init_cfg gives" if checkpoint is None else f"checkpoint {checkpoint!r} gives"
         raise ValueError(
-            f"the teacher is refused: {source} {describe_non_finite(names)}, from which every loss "
-            "would become NaN; use another checkpoint"
+            f"the teacher's init_cfg gives {describe_non_finite(names)}; use another checkpoint"
         )
     return network
 
