@@ -66,6 +66,11 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
         # An assertion may have no message, but its code.
         message = str(first).strip() or frames[-1].line or ""
         line = next(iter(message.splitlines()), "")[:300]
+        if source := _resumed_file(error):
+            sys.exit(
+                f"error: checkpoint {source!r} cannot be resumed from ({type(first).__name__}: "
+                f"{line}); it is no whole checkpoint of this training, take an earlier one"
+            )
         url = f" at {_local_text(error, 'url')!r}" if isinstance(error, URLError) else ""
         sys.exit(f"error: {type(first).__name__}{url}: {line} (--traceback shows where)")
 
@@ -74,6 +79,14 @@ def _before_training(error: BaseException) -> bool:
     """Return True if an error was not raised inside a training or test loop."""
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     return not any(file.parts[-2:] == ("runner", "loops.py") for file in files)
+
+
+def _resumed_file(error: BaseException) -> str | None:
+    """Return the checkpoint that MMEngine was resuming from when an error was raised."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "resume" and "filename" in frame.f_locals:
+            return frame.f_locals["filename"]
+    return None
 
 
 def _full_disk(error: BaseException) -> str | None:

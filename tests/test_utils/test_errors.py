@@ -167,3 +167,12 @@ def test_refused_objects(tmp_path, capsys):
         assert "(GLOBAL print)" in line
         assert "\n" not in line and "weights_only" not in line
     assert "foreign code ran" not in capsys.readouterr().out
+
+
+def test_content_that_cannot_be_resumed():
+    def resume(filename):
+        [].state_dict()
+
+    message = "checkpoint 'a.pth' cannot be resumed from .AttributeError: 'list'"
+    with pytest.raises(SystemExit, match=message), clear_errors():
+        resume("a.pth")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from mmengine.dist import (
 )
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, EMAHook
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
@@ -109,6 +110,13 @@ class SafeCheckpointHook(CheckpointHook):
         if runner.val_loop is not None:
             shield_workers(runner.val_loop.dataloader)
         self._stop = StopRequest()
+        if runner.iter >= runner.max_iters:
+            print_log(
+                f"nothing is left to train: the checkpoint is of iteration {runner.iter} and the "
+                f"training ends at {runner.max_iters}",
+                "current",
+                logging.WARNING,
+            )
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Save at the interval, and stop if SIGTERM asks for it."""

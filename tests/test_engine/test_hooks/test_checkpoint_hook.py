@@ -434,6 +434,14 @@ def test_resume_with_other_settings(tmp_path, restore_scope, capsys):
     assert line in capsys.readouterr().out
 
 
+def test_finished_training_says_so(tmp_path, restore_scope, capsys):
+    runner(tmp_path, 2, name="first").train()
+    assert "nothing is left to train" not in capsys.readouterr().out
+    runner(tmp_path, 2, name="again", resume=True).train()
+    line = "nothing is left to train: the checkpoint is of iteration 2 and the training ends at 2"
+    assert line in capsys.readouterr().out
+
+
 # SIGTERM.
 
 
