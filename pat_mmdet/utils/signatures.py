@@ -133,7 +133,7 @@ def _hint(function: Callable, name: str) -> Any:
 
 
 class _Kwargs(NamedTuple):
-    """What a function does with its ``**kwargs``.
+    """Use that a function makes of its ``**kwargs``.
 
     Attributes:
         taken (set[str]): Keys that it reads.

@@ -61,7 +61,7 @@ class Network:
 
 @dataclass
 class Evaluation:
-    """What the evaluation of a network gave.
+    """Result of the evaluation of a network.
 
     Attributes:
         dataset (Dataset): The dataset.

@@ -221,7 +221,7 @@ def data(tmp_path_factory):
 
 
 def truth(content):
-    """What an annotation file says: images in order, with boxes, classes and crowds."""
+    """Content of an annotation file: images in order, with boxes, classes and crowds."""
     names = {item["id"]: item["name"] for item in content["categories"]}
     images = {
         item["id"]: (item["file_name"], item["width"], item["height"], [])

@@ -26,7 +26,7 @@ _MAX_OVERFLOWS = 50  # updates in a row that GradScaler may leave out; a few are
 
 
 class _Step(NamedTuple):
-    """What is kept of a step until it is read.
+    """Values of a step, kept until they are read.
 
     Attributes:
         iteration (int): Its number, from 1 as in the log.
