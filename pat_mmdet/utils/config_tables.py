@@ -1,4 +1,4 @@
-"""What is known of the configs of MMEngine, MMDetection, mmpretrain and torch beyond signatures.
+"""Rules for configs of MMEngine, MMDetection, mmpretrain and torch that no signature states.
 
 Ranges of this project's own classes stand in their signatures.
 """

@@ -1,4 +1,4 @@
-"""What the types of a config stand for, in the registries of MMEngine and of this project."""
+"""Look-up of the types of a config in the registries of MMEngine and of this project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people look at."""
+"""Pages and pictures of results."""
 
 from .comparison import Network, compare, evaluate
 

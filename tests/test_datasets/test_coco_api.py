@@ -238,7 +238,7 @@ def test_annotation_ids_do_not_change_the_score(data, logged, numbers, warning, 
 
 
 def test_plain_metric_and_id_zero(data):
-    """What the numbering is for; once MMDetection counts right, it can go."""
+    """Show the fault that ids are numbered for; once MMDetection counts right, that can go."""
     from mmdet.evaluation import CocoMetric
 
     change(data, numbered(lambda index: index))

@@ -1,4 +1,4 @@
-"""What the folders of the data have to agree with."""
+"""Checks of the folders of the data."""
 
 import pytest
 from helpers.detectors import PAIR

@@ -30,7 +30,7 @@ def config(request):
 
 
 def problem(cfg, fault):
-    """What is wrong with the answer to a fault, None if nothing."""
+    """Return what is wrong with the answer to a fault, None if nothing is."""
     try:
         check_config(fault.apply(cfg))
     except ConfigError as error:

@@ -103,7 +103,7 @@ def test_runner_builds_a_shipped_config(name, tmp_path):
 
 
 def runner(num_images, num_data=None, **schedule):
-    """What the hook reads of a runner before a training with a memory."""
+    """Return the parts of a runner that the hook reads before a training with a memory."""
     images = SimpleNamespace(dataset=range(num_images))  # as a wrapper has them
     cfg = dict(
         train_cfg=dict(by_epoch=False, max_iters=100),

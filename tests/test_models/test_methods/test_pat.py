@@ -169,7 +169,7 @@ def test_closed_gates_leave_the_projection_alone():
 
 
 def observed(method, seed=0):
-    """What the observer of a step gets."""
+    """Return the arguments of the observer in a step."""
     seen = []
     method.observer = lambda *args: seen.append(args)
     losses, _ = pat_step(method, seed=seed)
