@@ -24,7 +24,7 @@ def own_registry(monkeypatch):
 
 
 def test_method_of_the_page(digits, tmp_path, monkeypatch):
-    method, config, _, _, test = blocks()
+    method, config, _, test = blocks()
     (tmp_path / "my_methods.py").write_text(method)
     base = str(ROOT / "configs/pat/swin_p-res18_digits.py")
     (tmp_path / "at.py").write_text(re.sub(r'(?<=_base_ = )".*"', repr(base), config))
