@@ -326,6 +326,6 @@ def _say(cfg: Mapping, data: Data, changes: list[Change]) -> None:
         notes.append("no test split, val is tested on")
     checkpoint = (cfg.get("model") or {}).get("teacher_checkpoint")
     if checkpoint and any(change.path.startswith("model.teacher.") for change in changes):
-        notes.append(f"the teacher {checkpoint!r} has to be one of these classes")
+        notes.append(f"the teacher {checkpoint!r} has to be trained on these classes")
     if notes:
         print_log(f"data: {'; '.join(notes)}", "current")

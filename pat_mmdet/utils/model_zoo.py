@@ -40,6 +40,8 @@ def _entries(package: str) -> dict[str, _Entry]:
         return {}
     root = Path(spec.submodule_search_locations[0])
     root = root / ".mim" if (root / ".mim").is_dir() else root.parent  # installed, or a checkout
+    if not (root / "model-index.yml").is_file():
+        return {}
     # In C where there is one, as MMDetection has 100 files.
     read = partial(yaml.load, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     found = {}

@@ -125,8 +125,10 @@ def test_in_a_users_config(write, root):
 
 
 def test_variable_of_that_name(write):
-    path = write("data = dict(data_root='y/')\nval_dataloader = dict(dataset=data)\n")
-    assert load_config(path).val_dataloader.dataset.data_root == "y/"
+    path = write("data = dict(batch_size=7)\nval_dataloader = data\n")
+    assert load_config(path).val_dataloader.batch_size == 7
+    path = write("data = 'data/digits/'\nval_dataloader = dict(dataset=dict(data_root=data))\n")
+    assert data_sets(load_config(path), "data_root")[1] == ("data/digits/",)
 
 
 def test_checkpoint_without_config_file(root, monkeypatch):
@@ -148,7 +150,7 @@ def test_checkpoint_without_config_file(root, monkeypatch):
          r"command line\) is for all places, but val_dataloader.dataset.ann_file='x.json'"),
         ("", {"data.rot": "{coco}"}, r"data has no argument 'rot'; did you mean 'root'"),
         ("", {"data.val": "x"}, r"data has no root"),
-        ("", {"data": "{coco}", "data.val.ann_file.x": "x"}, r"data.val.ann_file.x='x'"),
+        ("", {"data": "{coco}", "data.val.ann_file.x": "x"}, r"data.val=\{'x': 'x'\}: give a path"),
         ("", {"data.root": "{coco}", "data.val": ["x"]}, r"data.val=\['x'\]: data takes"),
         ("data = '{coco}'\ndata_root = 'x'\n", {}, r"and data_root are both for all places"),
         ("data = '{coco}'\ntrain_dataloader = dict(dataset=dict(ann_file='t.json'))\n", {},

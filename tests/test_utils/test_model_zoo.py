@@ -13,20 +13,19 @@ NAME = "mask-rcnn_swin-t-p4-w7_fpn_1x_coco"
 COCO = "pat/swin_t-res18_coco.py"
 
 
+SWIN = "swin-tiny_16xb64_in1k"
+CIFAR = "pat/tinyvit_mini-res18_mini_cifar10.py"
+
+
 @pytest.mark.parametrize(
-    ("config", "name", "checkpoint", "type_"),
+    ("config", "key", "name", "checkpoint", "type_"),
     [
-        (COCO, NAME, f"mmdet://{NAME}", "MaskRCNN"),
-        (
-            "pat/tinyvit_mini-res18_mini_cifar10.py",
-            "swin-tiny_16xb64_in1k",
-            "mmpretrain://swin-tiny_16xb64_in1k",
-            "ImageClassifier",
-        ),
+        (COCO, "model.teacher", NAME, f"mmdet://{NAME}", "MaskRCNN"),
+        (COCO, "model.teacher.config", NAME, f"mmdet://{NAME}", "MaskRCNN"),
+        (CIFAR, "model.teacher", SWIN, f"mmpretrain://{SWIN}", "ImageClassifier"),
     ],
 )
-@pytest.mark.parametrize("key", ["model.teacher", "model.teacher.config"])
-def test_name_gives_config_and_weights(config, name, checkpoint, type_, key):
+def test_name_gives_config_and_weights(config, key, name, checkpoint, type_):
     head = "roi_head.bbox_head" if type_ == "MaskRCNN" else "head"
     classes = len(load_config(config).classes)
     options = {key: name, f"model.teacher.{head}.num_classes": classes}

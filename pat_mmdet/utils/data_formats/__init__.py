@@ -11,7 +11,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pat_mmdet.utils.data_formats import coco, image_folder, voc, yolo
 from pat_mmdet.utils.data_formats.base import (
@@ -25,24 +25,26 @@ from pat_mmdet.utils.data_formats.base import (
 from pat_mmdet.utils.data_formats.cache import cached_files
 from pat_mmdet.utils.errors import ConfigError
 
-__all__ = ["FORMATS", "Data", "DataSetting", "Split", "find_data"]
+__all__ = ["Data", "DataSetting", "Split", "find_data"]
 
-# Names of the formats, and what a folder has to have, by task.
-FORMATS = {
-    "detection": {
-        "coco": "annotations/*.json or <split>/_annotations.coco.json (COCO)",
-        "voc": "*.xml (Pascal VOC)",
-        "yolo": "data.yaml or labels/ (YOLO)",
-    },
-    "classification": {"imagefolder": "train/<class>/ with images (ImageFolder)"},
-}
-_FINDERS = {
-    "coco": coco.find,
-    "voc": voc.find,
-    "yolo": yolo.find,
-    "imagefolder": image_folder.find,
-}
-_SEED = 0  # of a val split
+_SEED = 0  # of a val split that is held out
+
+
+class _Format(NamedTuple):
+    """A format.
+
+    Attributes:
+        task (str): What it is for, ``'detection'`` or ``'classification'``.
+        sign (str): What a folder in this format has, for messages.
+        find (Callable): Returns the sources of a :class:`DataSetting` by split; None if it is of
+            another format.
+        read (Callable): Returns the :class:`Data` of a setting and its sources.
+    """
+
+    task: str
+    sign: str
+    find: Callable[[DataSetting], Any]
+    read: Callable[[DataSetting, Any], Data]
 
 
 def find_data(setting: DataSetting, task: str) -> Data:
@@ -53,7 +55,8 @@ def find_data(setting: DataSetting, task: str) -> Data:
         task (str): ``'detection'`` or ``'classification'``.
 
     Returns:
-        Data: Format, classes and splits. Of several formats, the first of :data:`FORMATS` is taken.
+        Data: Format, classes and splits. If several formats are there, it is the first one of COCO,
+        Pascal VOC and YOLO.
 
     Raises:
         FileNotFoundError: If the folder, or something that is named, does not exist.
@@ -64,32 +67,21 @@ def find_data(setting: DataSetting, task: str) -> Data:
     if not root.is_dir():
         problem = "is no folder" if root.exists() else "does not exist"
         raise FileNotFoundError(f"data={str(root)!r} {problem}; give the folder of the data")
-    known = FORMATS[task]
+    known = {name: item for name, item in _FORMATS.items() if item.task == task}
     if setting.format is not None and setting.format not in known:
         raise ConfigError(f"data.format={setting.format!r}: for {task}, give {' or '.join(known)}")
-    for name in [setting.format] if setting.format else known:
-        found = _FINDERS[name](setting)
-        if found is not None:
-            return _READERS[name](setting, found)
-    raise ConfigError(_nothing_found(setting, task))
-
-
-def _nothing_found(setting: DataSetting, task: str) -> str:
-    """Return what a folder lacks."""
-    known = FORMATS[task]
-    wanted = [known[setting.format]] if setting.format else known.values()
-    lacks = (
-        f"data={str(setting.root)!r} has nothing to train on for {task}: no {', no '.join(wanted)}"
-    )
-    for other, formats in FORMATS.items():
-        plain = DataSetting(setting.root)
-        for name in formats if other != task else ():
-            if _FINDERS[name](plain) is not None:
-                return (
-                    f"{lacks}. It has {formats[name]}, which is for {other}: take a config for that"
-                )
-    count = len(list_images(setting.root))
-    return f"{lacks}. It has {count} images{'; annotate them' if count else ''}"
+    tried = [known[setting.format]] if setting.format else list(known.values())
+    for item in tried:
+        sources = item.find(setting)
+        if sources is not None:
+            return item.read(setting, sources)
+    lacks = f"data={str(root)!r} has nothing to train on for {task}: no "
+    lacks += ", no ".join(item.sign for item in tried)
+    for item in _FORMATS.values():
+        if item.task != task and item.find(DataSetting(root)) is not None:
+            raise ConfigError(f"{lacks}. It has {item.sign}: take a config for {item.task}")
+    count = len(list_images(root))
+    raise ConfigError(f"{lacks}. It has {count} images{'; annotate them' if count else ''}")
 
 
 def _read_coco(setting: DataSetting, sources: dict[str, coco.Source]) -> Data:
@@ -199,11 +191,13 @@ def _read_converted(
             for split, content in contents.items()
         }
 
-    options = [name, sorted(splits), list(setting.classes or ()), setting.val_share]
-    listing = [
-        [split, [os.path.relpath(path, setting.root) for path in splits[split]]] for split in splits
-    ]
-    found = cached_files(setting.root, sources, [*options, listing], list(names.values()), make)
+    # Which images are in which split.
+    members = {
+        split: [os.path.relpath(path, setting.root) for path in paths]
+        for split, paths in splits.items()
+    }
+    options = [name, list(setting.classes or ()), setting.val_share, members]
+    found = cached_files(setting.root, sources, options, list(names.values()), make)
     files = {split: found[file] for split, file in names.items()}
     contents = {split: coco.read(path) for split, path in files.items()}
     images = {
@@ -246,14 +240,6 @@ def _read_image_folder(setting: DataSetting, folders: dict[str, Path]) -> Data:
         split: Split(root, files[f"{split}.txt"], len(lines)) for split, lines in parts.items()
     }
     return Data("ImageFolder", setting.root, setting.classes or classes, splits, [])
-
-
-_READERS: dict[str, Any] = {
-    "coco": _read_coco,
-    "voc": _read_voc,
-    "yolo": _read_yolo,
-    "imagefolder": _read_image_folder,
-}
 
 
 def _require_train(setting: DataSetting, splits: Iterable[str]) -> None:
@@ -348,3 +334,22 @@ def _detection(
         for split, content in contents.items()
     }
     return Data(name, setting.root, tuple(chosen), splits, notes)
+
+
+# In the order in which they are looked for.
+_FORMATS = {
+    "coco": _Format(
+        "detection",
+        "annotations/*.json or <split>/_annotations.coco.json (COCO)",
+        coco.find,
+        _read_coco,
+    ),
+    "voc": _Format("detection", "*.xml (Pascal VOC)", voc.find, _read_voc),
+    "yolo": _Format("detection", "data.yaml or labels/ (YOLO)", yolo.find, _read_yolo),
+    "imagefolder": _Format(
+        "classification",
+        "train/<class>/ with images (ImageFolder)",
+        image_folder.find,
+        _read_image_folder,
+    ),
+}

@@ -131,12 +131,15 @@ def choose(root: Path, found: Iterable[Path], what: str) -> dict[str, Path]:
     return chosen
 
 
-def named_path(setting: DataSetting, split: str, name: str) -> Path:
+def named_path(setting: DataSetting, split: str, name: Any) -> Path:
     """Return the path that a user named for a split.
 
     Raises:
+        ConfigError: If it is no path.
         FileNotFoundError: If it does not exist.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"data.{split}={name!r}: give a path")
     path = setting.root / name
     if not path.exists():
         raise FileNotFoundError(f"data.{split}={name!r}: {str(path)!r} does not exist")
