@@ -140,6 +140,20 @@ def test_chosen_splits_and_classes(tmp_path):
     assert {split.images.name for split in data.splits.values()} == {"copy"}
 
 
+@pytest.mark.parametrize("make", [folders.coco, folders.image_folder])
+def test_named_split_is_not_ambiguous(make, tmp_path):
+    make(tmp_path)
+    task, name = "classification", "train"
+    if make is folders.coco:
+        task, name = "detection", "annotations/instances_train2017.json"
+    place, other = tmp_path / name, (tmp_path / name).with_stem(f"{(tmp_path / name).stem}_new")
+    shutil.copytree(place, other) if place.is_dir() else shutil.copy(place, other)
+    with pytest.raises(ValueError, match=f"choose by data.train={name}"):
+        find(tmp_path, task)
+    train = find(tmp_path, task, splits=dict(train=other.relative_to(tmp_path).as_posix()))
+    assert other in (train.splits["train"].ann_file, train.splits["train"].images)
+
+
 def test_chosen_format(tmp_path):
     folders.coco(tmp_path)
     folders.voc(tmp_path)

@@ -101,12 +101,13 @@ def split_of(name: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def choose(root: Path, found: Iterable[Path], what: str) -> dict[str, Path]:
+def choose(setting: DataSetting, found: Iterable[Path], what: str) -> dict[str, Path]:
     """Assign files or folders to splits by their names.
 
     Args:
-        root (Path): The folder of the data.
-        found (Iterable[Path]): Files or folders; those whose names are for no split are left out.
+        setting (DataSetting): The folder of the data.
+        found (Iterable[Path]): Files or folders in it; those whose names are for no split, or for
+            one that the setting names itself, are left out.
         what (str): What they are, for the message.
 
     Returns:
@@ -115,11 +116,12 @@ def choose(root: Path, found: Iterable[Path], what: str) -> dict[str, Path]:
     Raises:
         ConfigError: If there are two for a split.
     """
+    root = setting.root
     chosen: dict[str, Path] = {}
     for path in sorted(found):
         below = path.relative_to(root)
         split = split_of(path.stem) or split_of(below.parent.name)
-        if split is None:
+        if split is None or split in setting.splits:
             continue
         if split in chosen:
             first = chosen[split].relative_to(root).as_posix()

@@ -56,16 +56,10 @@ def find(setting: DataSetting) -> dict[str, Source] | None:
     named = {split: _named(setting, split, value) for split, value in setting.splits.items()}
     if not found and not named:
         return None
-    # Files for a split that the user named need not be unambiguous.
-    unnamed = [path for path in found if _split(root, path) not in named]
-    sources = {split: Source(path) for split, path in choose(root, unnamed, "file").items()}
+    sources = {split: Source(path) for split, path in choose(setting, found, "file").items()}
     if len(found) == 1 and not sources and not named:
         sources["train"] = Source(found[0])
     return {**sources, **named}
-
-
-def _split(root: Path, path: Path) -> str | None:
-    return split_of(path.stem) or split_of(path.relative_to(root).parent.name)
 
 
 def _named(setting: DataSetting, split: str, value: Any) -> Source:

@@ -29,7 +29,7 @@ def find(setting: DataSetting) -> dict[str, Path] | None:
     root = setting.root
     named = {split: named_path(setting, split, name) for split, name in setting.splits.items()}
     folders = [path for path in root.iterdir() if path.is_dir() and _has_classes(path)]
-    found = {**choose(root, [path for path in folders if path not in named.values()], "folder")}
+    found = choose(setting, folders, "folder")
     # All of its folders, or it is something else.
     classes = [path for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
     if (

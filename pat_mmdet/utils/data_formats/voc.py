@@ -42,7 +42,7 @@ def find(setting: DataSetting) -> dict[str, list[Path]] | None:
         ValueError: If a list asks for what is not there, or a split has no XML file.
     """
     root = setting.root
-    xmls = sorted(root.rglob("*.xml"))
+    xmls = [path for path in sorted(root.rglob("*.xml")) if not _is_hidden(root, path)]
     if not xmls:
         return None
     lists = root / "ImageSets/Main"
@@ -50,7 +50,7 @@ def find(setting: DataSetting) -> dict[str, list[Path]] | None:
     places = {name: path for name, path in places.items() if path.is_file()}
     if not places:
         folders = [path for path in root.iterdir() if path.is_dir() and any(path.rglob("*.xml"))]
-        places = choose(root, folders, "folder")
+        places = choose(setting, folders, "folder")
     for split, name in setting.splits.items():
         path = lists / f"{name}.txt"
         places[split] = path if path.is_file() else named_path(setting, split, name)
@@ -60,6 +60,11 @@ def find(setting: DataSetting) -> dict[str, list[Path]] | None:
         for split, path in places.items()
     }
     return _refuse_empty(root, splits or {"train": xmls})
+
+
+def _is_hidden(root: Path, path: Path) -> bool:
+    """Return True for what an editor keeps in a folder of its own."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def find_splits(

@@ -60,10 +60,10 @@ def find(setting: DataSetting) -> Source | None:
     yaml_file, content = _read_yaml(root)
     files = [yaml_file] if yaml_file else []
     if content is not None:
-        places = dict(_yaml_places(root, yaml_file, content))
+        places = dict(_yaml_places(setting, yaml_file, content))
         names = _names_of(yaml_file, content["names"])
     else:
-        places = {split: [path] for split, path in _labelled_folders(root).items()}
+        places = {split: [path] for split, path in _labelled_folders(setting).items()}
         lists = [root / "classes.txt", root / "labels/classes.txt", *sorted(root.glob("*.names"))]
         lists = [path for path in lists if path.is_file()]
         names = tuple(filter(None, map(str.strip, _lines(lists[0])))) if lists else None
@@ -121,15 +121,18 @@ def _names_of(path: Path, names: Any) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def _yaml_places(root: Path, file: Path, content: Mapping) -> Iterator[tuple[str, list[Path]]]:
-    """Yield split and folders, or lists of images, that a YAML file names.
+def _yaml_places(
+    setting: DataSetting, file: Path, content: Mapping
+) -> Iterator[tuple[str, list[Path]]]:
+    """Yield split and folders, or lists of images, that a YAML file names and the user does not.
 
     Raises:
         FileNotFoundError: If those of train or val do not exist.
     """
+    root = setting.root
     base = root / str(content.get("path") or "")
     for split in ("train", "val", "test"):
-        entries = content.get(split) or ()
+        entries = () if split in setting.splits else content.get(split) or ()
         paths = []
         for entry in [entries] if isinstance(entries, str) else entries:
             # Roboflow writes `../train/images` for what is beside the file.
@@ -149,18 +152,24 @@ def _yaml_places(root: Path, file: Path, content: Mapping) -> Iterator[tuple[str
             yield split, paths
 
 
-def _labelled_folders(root: Path) -> dict[str, Path]:
+def _labelled_folders(setting: DataSetting) -> dict[str, Path]:
     """Return the folders of images by split, by the folders of their labels.
 
     Raises:
         ConfigError: If there are two for a split.
     """
+    root = setting.root
     names = [path.name for path in root.glob("labels/*") if path.is_dir()]
     pairs = [(root / "images" / name, root / name) for name in names]
     found = [next(filter(Path.is_dir, pair), None) for pair in pairs]
     found += [path.with_name("images") for path in root.glob("*/labels")]
-    splits = choose(root, [path for path in found if path and path.is_dir()], "folder")
-    if not splits and any(root.glob("labels/*.txt")) and (root / "images").is_dir():
+    splits = choose(setting, [path for path in found if path and path.is_dir()], "folder")
+    if (
+        not splits
+        and not setting.splits
+        and any(root.glob("labels/*.txt"))
+        and (root / "images").is_dir()
+    ):
         return {"train": root / "images"}
     return splits
 
