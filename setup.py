@@ -33,6 +33,7 @@ CLASSIFICATION = ["mmpretrain>=1.0.0,<2.0.0", "timm>=0.9"]
 DEMO = ["scikit-learn", "matplotlib"]
 FASTER_EVAL = ["faster-coco-eval>=1.6.5"]
 DEPLOY = ["onnx>=1.20,<2", "onnxscript>=0.7,<1", "onnxruntime>=1.23,<2"]
+YOLO = ["globox>=2.9"]
 TEST = ["coverage", "mypy", "pytest", "pytest-xdist", "ruff"]
 
 
@@ -75,7 +76,8 @@ setup(
         "demo": DEMO,
         "faster-eval": FASTER_EVAL,
         "deploy": DEPLOY,
-        "test": [*DEMO, *FASTER_EVAL, *DEPLOY, *TEST],
-        "all": [*MM, *CLASSIFICATION, *DEMO, *DEPLOY],
+        "yolo": YOLO,
+        "test": [*DEMO, *FASTER_EVAL, *DEPLOY, *YOLO, *TEST],
+        "all": [*MM, *CLASSIFICATION, *DEMO, *DEPLOY, *YOLO],
     },
 )

@@ -45,6 +45,7 @@ def distill(
     work_dir: str | os.PathLike | None = None,
     cfg_options: dict[str, Any] | None = None,
     resume: bool = False,
+    data: str | os.PathLike | dict[str, Any] | None = None,
 ) -> Runner:
     """Train a student with a teacher, as ``pat-mmdet train`` does in one process.
 
@@ -57,6 +58,9 @@ def distill(
         cfg_options (dict, optional): Values by dotted key, such as
             ``{"train_dataloader.batch_size": 4}``.
         resume (bool): Whether to go on from the newest checkpoint of the work dir, if there is one.
+        data (str | os.PathLike | dict, optional): Folder of the data in place of the config's, in
+            COCO, Pascal VOC, YOLO or ImageFolder format, or a dict that says more, see
+            :mod:`pat_mmdet.utils.data_folder`.
 
     Returns:
         Runner: The runner after the training; its ``model`` is the distiller.
@@ -68,6 +72,9 @@ def distill(
     from pat_mmdet.cli.train import set_resume, set_training_dir, train
     from pat_mmdet.utils import load_config
 
+    if data is not None:
+        folder = data if isinstance(data, dict) else os.fspath(data)
+        cfg_options = {**(cfg_options or {}), "data": folder}
     cfg = load_config(os.fspath(config), cfg_options, method)
     set_training_dir(cfg, None if work_dir is None else os.fspath(work_dir), method)
     set_resume(cfg, "auto" if resume else None)

@@ -115,6 +115,8 @@ def choose_config(config: str | None, checkpoint: str, meta: Any, options: dict 
         FileNotFoundError: If there is no such config.
         ValueError: If it cannot be read, or there is none inside.
     """
+    from pat_mmdet.utils.data_folder import pop_data, spread_folder
+
     if config is not None:
         return load_config(config, options)
     text = meta.get("cfg") if isinstance(meta, dict) else None
@@ -124,7 +126,12 @@ def choose_config(config: str | None, checkpoint: str, meta: Any, options: dict 
             "command line (pat-mmdet infer CONFIG CHECKPOINT INPUT), as config=... in Python"
         )
     cfg = parse_config_text(text)
-    cfg.merge_from_dict(options or {})
+    cfg.pop("data", None)  # only a user names folders to be read
+    options = dict(options or {})
+    folder = pop_data(cfg, options)
+    cfg.merge_from_dict(options)
+    if folder is not None:
+        spread_folder(cfg, folder)
     return cfg
 
 

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 from urllib.parse import urlparse
 
@@ -26,15 +27,17 @@ from torch import nn
 
 from pat_mmdet.utils.finite import describe_non_finite, find_non_finite
 from pat_mmdet.utils.io import is_compressed, is_whole
+from pat_mmdet.utils.model_zoo import ZOOS, list_weights
 
 # Weights whose shape depends on the size of the images or windows.
 _RESIZED = ("pos_embed", "relative_position_bias_table", "patch_embed.proj.weight")
-# Names of MMEngine's model zoos, as its `CheckpointLoader` knows them.
+# Names of MMEngine's model zoos, as its `CheckpointLoader` knows them, and those of metafiles.
 _MODEL_ZOOS = {
     "torchvision://": get_torchvision_models,
     "modelzoo://": get_torchvision_models,
     "open-mmlab://": get_external_models,
     "openmmlab://": get_external_models,
+    **{f"{package}://": partial(list_weights, package) for package in ZOOS},
 }
 # What a checkpoint holds besides weights if a training can go on from it.
 _OF_TRAINING = ("meta", "message_hub", "optimizer")
@@ -221,6 +224,20 @@ def find_weights(checkpoint: dict, source: str) -> dict:
     return state
 
 
+def trained_classes(checkpoint: dict) -> tuple[str, ...]:
+    """Return the classes that a checkpoint was trained on, as MMEngine and MMDetection 2 note them.
+
+    Returns:
+        tuple[str, ...]: Empty if they are not known.
+    """
+    meta = checkpoint.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    dataset_meta = meta.get("dataset_meta")
+    noted = dataset_meta.get("classes") if isinstance(dataset_meta, dict) else meta.get("CLASSES")
+    is_plain = isinstance(noted, (list, tuple)) and all(isinstance(name, str) for name in noted)
+    return tuple(noted) if is_plain else ()
+
+
 def _reason(error: pickle.UnpicklingError) -> str:
     """Return the line of torch's message that says what was refused.
 
@@ -310,7 +327,8 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
         ValueError: If it cannot be read, keys are missing or of other shapes, or weights are NaN or
             infinite; the message gives the file, the number of keys and the first names.
     """
-    state = find_weights(read_checkpoint(source), source)
+    checkpoint = read_checkpoint(source)
+    state = find_weights(checkpoint, source)
     own = module.state_dict()
     if any(getattr(state.get(key), "shape", None) != own[key].shape for key in own):
         state = _converted_by_timm(module, state)
@@ -322,10 +340,12 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
         if key in state and getattr(state[key], "shape", None) != own[key].shape
     ]
     if missing or reshaped:
+        classes = trained_classes(checkpoint)
+        trained = f", and it was trained on {len(classes)} classes" if classes else ""
         raise ValueError(
             f"checkpoint {source!r} does not fit {type(module).__name__}: "
             f"{len(missing)} of {len(own)} keys are missing{_first(missing)}, "
-            f"{len(reshaped)} have another shape{_first(reshaped)}. "
+            f"{len(reshaped)} have another shape{_first(reshaped)}{trained}. "
             "Use the checkpoint of this architecture and number of classes, or change the config"
         )
     used = OrderedDict(

@@ -15,6 +15,7 @@ from mmengine.config import Config, ConfigDict
 from pat_mmdet.utils.cached_config import CachedConfig
 from pat_mmdet.utils.config_files import base_files, overriding_file
 from pat_mmdet.utils.errors import ConfigError
+from pat_mmdet.utils.model_zoo import ZOOS, ZooModel, find_model, list_weights, near_names
 from pat_mmdet.utils.paths import CONFIGS, find_config
 
 SETTINGS = {
@@ -35,9 +36,10 @@ def load_config(
 ) -> Config:
     """Read a config, put a method in place, apply options of the command line, and check it.
 
-    Without options it is what ``Config.fromfile`` gives, but for :data:`BOOKKEEPING` and for a
+    Without options it is what ``Config.fromfile`` gives, but for :data:`BOOKKEEPING`, and for a
     ``data_root`` or ``classes`` at the top of a user's config, see
-    :mod:`pat_mmdet.utils.data_settings`. A config may hold options for single methods, by dotted
+    :mod:`pat_mmdet.utils.data_settings`, or a ``data``, see :mod:`pat_mmdet.utils.data_folder`,
+    which is taken out. A config may hold options for single methods, by dotted
     key: ``method_options`` are what a method is used with on this pair, ``published`` what its
     published run changed in the training.
 
@@ -52,19 +54,23 @@ def load_config(
         Config: The config.
 
     Raises:
-        FileNotFoundError: If there is no such config.
+        FileNotFoundError: If there is no such config, or folder of ``data``.
+        ImportError: If a package is missing that reads the data.
         ConfigError: If the config cannot be read, contradicts itself, or has a key, method or
             setting that is not known.
+        ValueError: If the data cannot be read.
     """
     # Not above, as `--help` does not wait for torch.
     from pat_mmdet.utils.config_check import check_arguments, check_options, check_sections
     from pat_mmdet.utils.data_check import check_data_settings
+    from pat_mmdet.utils.data_folder import pop_data, spread_folder
     from pat_mmdet.utils.data_settings import KEYS, spread
     from pat_mmdet.utils.run_check import check_run
 
     cfg = CachedConfig.from_config(_read(find_config(path)))
     check_sections(cfg)
     options = dict(options or {})
+    folder = pop_data(cfg, options)
     if options.get("settings", settings) != (settings or options.get("settings")):
         raise ConfigError(
             f"--settings {settings} and settings={options['settings']!r} in --cfg-options differ"
@@ -93,13 +99,18 @@ def load_config(
     every = {**method_options, **options}
     # Options of the method belong to the one that is put in place, all others to the config.
     for_method = {key: every[key] for key in every if key.startswith("model.method.")}
+    _replace_teacher(cfg, every)
     _merge(cfg, {key: every[key] for key in every if key not in for_method})
+    expand_teacher(cfg)
     check_arguments(cfg)
-    spread(cfg, options, before)
+    if folder is None:
+        spread(cfg, options, before)
     if method is not None:
         apply_method(cfg, method)
     if for_method and "method" in cfg.get("model", {}):
         _merge(cfg, for_method)
+    if folder is not None:
+        spread_folder(cfg, folder)
     check_arguments(cfg)  # what the method's options and the settings have changed
     check_run(cfg)
     check_data_settings(cfg)
@@ -107,10 +118,64 @@ def load_config(
 
 
 def expand_teacher(cfg: Config) -> None:
-    """Put the model config of a teacher in place of its path, as the distiller does."""
-    if is_distiller(cfg):
-        # Pretrained weights are the distiller's business: the checkpoint may still change.
-        cfg.model.teacher = teacher_model(cfg.model.teacher, checkpoint=None)
+    """Put the model config of a teacher in place of its path or name, as the distiller does.
+
+    Raises:
+        ConfigError: If a teacher is named and its checkpoint is that of another name.
+    """
+    if not is_distiller(cfg):
+        return
+    zoo, checkpoint = _zoo_model(cfg.model.teacher), cfg.model.get("teacher_checkpoint")
+    if zoo is not None and _is_of_another(checkpoint, zoo):
+        raise ConfigError(
+            f"model.teacher_checkpoint={checkpoint!r} is of another model than model.teacher; set "
+            f"it to {zoo.checkpoint!r}"
+        )
+    # Pretrained weights are the distiller's business: the checkpoint may still change.
+    cfg.model.teacher = teacher_model(cfg.model.teacher, checkpoint=None)
+
+
+def _replace_teacher(cfg: Config, options: dict[str, Any]) -> None:
+    """Put a teacher of the command line in place of the config's, if it is a path or a name.
+
+    A name of a model zoo brings its checkpoint along.
+
+    Args:
+        cfg (Config): Config of a distiller, changed in place.
+        options (dict): Values by dotted key; those that say so are taken out.
+    """
+    if not is_distiller(cfg):
+        return
+    teacher = options.get("model.teacher")
+    teacher = {"config": teacher} if isinstance(teacher, str) else dict(teacher or {})
+    if "model.teacher.config" in options:
+        teacher["config"] = options.pop("model.teacher.config")
+    if "config" not in teacher:
+        return
+    options.pop("model.teacher", None)
+    cfg.model.teacher = teacher
+    zoo = _zoo_model(teacher)
+    if zoo is not None:
+        options.setdefault("model.teacher_checkpoint", zoo.checkpoint)
+
+
+def _zoo_model(teacher: str | Mapping) -> ZooModel | None:
+    """Return the model of a zoo that a teacher names; None if it is something else."""
+    name = teacher if isinstance(teacher, str) else teacher.get("config")
+    if name is None or _teacher_file(name) is not None:
+        return None
+    return find_model(name)
+
+
+def _is_of_another(checkpoint: str | None, zoo: ZooModel) -> bool:
+    """Return True if a checkpoint is that of another model of a zoo."""
+    weights = {
+        f"{package}://{name}": url
+        for package in ZOOS
+        for name, url in list_weights(package).items()
+    }
+    known = {*weights, *weights.values()}
+    return checkpoint in known - {zoo.checkpoint, weights.get(zoo.checkpoint)}
 
 
 def check_config(cfg: Config) -> None:
@@ -125,6 +190,7 @@ def check_config(cfg: Config) -> None:
     from pat_mmdet.utils.config_check import check_arguments, check_sections
     from pat_mmdet.utils.config_parts import SPLITS
     from pat_mmdet.utils.data_check import check_class_folders, check_data_settings
+    from pat_mmdet.utils.data_folder import is_set
     from pat_mmdet.utils.data_settings import KEYS, pending
     from pat_mmdet.utils.run_check import check_run
 
@@ -136,6 +202,10 @@ def check_config(cfg: Config) -> None:
     check_sections(cfg)
     expand_teacher(cfg)
     check_arguments(cfg)
+    if is_set(cfg):
+        raise ConfigError(
+            f"data={cfg.data!r} at the top of {cfg.filename}: MMEngine does not read it; {remedy}"
+        )
     for key in KEYS:
         for change in pending(cfg, key):
             raise ConfigError(
@@ -270,7 +340,8 @@ def teacher_model(teacher: str | dict, checkpoint: str | None) -> ConfigDict:
     Args:
         teacher (str | dict): ``model.teacher`` of a distiller: a model config, or the path of a
             config file, whose ``model`` is taken. A relative path begins in the current folder,
-            else in the shipped configs (``'teachers/vit_s_cifar100.py'``). With the path under
+            else in the shipped configs (``'teachers/vit_s_cifar100.py'``). In place of a path there
+            may be a name of a model zoo, see :func:`find_model`. With the path or name under
             ``config``, the rest of a dict is merged into that model.
         checkpoint (str, optional): What all weights come from. With one, timm does not fetch its
             pretrained ones.
@@ -295,15 +366,26 @@ def teacher_model(teacher: str | dict, checkpoint: str | None) -> ConfigDict:
     return teacher
 
 
-def _model_of(config: str) -> ConfigDict:
-    """Read the model of a teacher's config file."""
+def _teacher_file(config: str) -> Path | None:
+    """Return the path of a teacher's config file, None if there is none."""
     places = (Path(config), CONFIGS / config, CONFIGS.parent / config)
-    path = next((place for place in places if place.is_file()), None)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _model_of(config: str) -> ConfigDict:
+    """Read the model of a teacher's config file, or of a name of a model zoo."""
+    path = _teacher_file(config)
     if path is None:
-        raise FileNotFoundError(
-            f"model.teacher={config!r}: there is no such config file, neither in "
-            f"{os.getcwd()!r} nor in the shipped {str(CONFIGS)!r}; check the path"
-        )
+        zoo = find_model(config)
+        if zoo is None:
+            near = near_names(config)
+            raise FileNotFoundError(
+                f"model.teacher={config!r}: there is no such config file, neither in "
+                f"{os.getcwd()!r} nor in the shipped {str(CONFIGS)!r}, and no such model in the "
+                f"zoos of {' and '.join(ZOOS)}"
+                + (f"; did you mean {', '.join(near)}?" if near else "; check the path")
+            )
+        path = zoo.config
     model = _read(path).get("model")
     if model is None:
         raise ConfigError(f"model.teacher: the config {str(path)!r} has no model")

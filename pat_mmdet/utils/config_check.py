@@ -113,7 +113,8 @@ def check_sections(cfg: Mapping) -> None:
                 raise ConfigError(f"model.{key}={_short(part)}: give a dict with a type")
         if not isinstance(model["teacher"], (str, Mapping)):
             raise ConfigError(
-                f"model.teacher={_short(model['teacher'])}: give a dict, or the path of a config"
+                f"model.teacher={_short(model['teacher'])}: give a dict, the path of a config, "
+                "or a name of a model zoo"
             )
 
 
@@ -129,7 +130,7 @@ def _check_top_keys(cfg: Mapping) -> None:
         if near and key not in TOP_KEYS | USUAL_VARIABLES and near[0] not in key:
             raise ConfigError(f"{key} at the top of the config: did you mean {near[0]!r}?")
     for file, name in unread_variables(getattr(cfg, "filename", None) or ""):
-        if name not in TOP_KEYS and not name.startswith("_"):
+        if name not in TOP_KEYS and name != "data" and not name.startswith("_"):
             raise ConfigError(
                 f"{name} at the top of {file} has no effect: nothing reads it; {_remedy(name)}"
             )
@@ -192,9 +193,9 @@ def _check_part(part: _Part, complete: bool) -> None:
     if path.endswith("_dataloader"):
         _raise_if(_problem(path, node, "a data loader", "data loader", _LOADER))
     if section in SECTIONS:
-        _check_section(path, node, SECTIONS[section], section in OPEN_SECTIONS)
+        check_section(path, node, SECTIONS[section], section in OPEN_SECTIONS)
     if isinstance(node.get("paramwise_cfg"), Mapping) and "constructor" not in node:
-        _check_section(f"{path}.paramwise_cfg", node["paramwise_cfg"], PARAMWISE)
+        check_section(f"{path}.paramwise_cfg", node["paramwise_cfg"], PARAMWISE)
     if "type" not in node:
         if registry is not None and section not in UNTYPED and complete:
             raise ConfigError(f"{path} has no type; name the {registry} in {path}.type")
@@ -254,7 +255,7 @@ def _receiver(target: Callable, node: Mapping, scope: str) -> Callable | None:
     return None
 
 
-def _check_section(path: str, node: Mapping, types: Mapping, others: bool = False) -> None:
+def check_section(path: str, node: Mapping, types: Mapping, others: bool = False) -> None:
     """Check a dict that has no class.
 
     Args:

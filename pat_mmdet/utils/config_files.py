@@ -97,6 +97,27 @@ def unread_variables(path: str, read_above: frozenset = frozenset()) -> Iterator
         yield from unread_variables(base, read_above | from_bases)
 
 
+def reads_variable(path: str | None, name: str) -> bool:
+    """Return True if a config, or a base of it, reads a variable of its top level."""
+    if path is None or not path.endswith(".py") or not os.path.isfile(path) or _is_shared(path):
+        return False
+    nodes = list(ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))))
+    return (
+        any(isinstance(node, ast.Name) and _is_read(node, name) for node in nodes)
+        or any(
+            isinstance(node, ast.Attribute)
+            and node.attr == name
+            and getattr(node.value, "id", None) == "_base_"
+            for node in nodes
+        )
+        or any(reads_variable(base, name) for base in base_files(path))
+    )
+
+
+def _is_read(node: ast.Name, name: str) -> bool:
+    return node.id == name and isinstance(node.ctx, ast.Load)
+
+
 def _is_shared(path: str) -> bool:
     """Return True for a file that holds variables for others."""
     return not {"_base_", ".mim", "site-packages"}.isdisjoint(Path(path).parts)

@@ -199,6 +199,16 @@ PARAMWISE: dict[str, Any] = {
     "flat_decay_mult": NonNegativeFloat,
     "norm_decay_mult": NonNegativeFloat,
 }
+# The `data` of a user's config.
+DATA: dict[str, Any] = {
+    "classes": Union[str, Sequence[str]],
+    "format": str,
+    "root": str,
+    "test": Union[str, dict],
+    "train": Union[str, dict],
+    "val": Union[str, dict],
+    "val_share": Fraction,
+}
 # In these other keys are legal too, unless they are nearly one of those above.
 OPEN_SECTIONS = {
     "data_prefix",

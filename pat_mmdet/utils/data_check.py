@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.fileio import exists, isdir, list_dir_or_file, list_from_file
+from mmengine.logging import print_log
 
 from pat_mmdet.registry import build_method
 from pat_mmdet.structures import Requires
@@ -84,7 +86,7 @@ def _check_heads(cfg: Config, source: str, classes: tuple[str, ...], written: bo
         # By default a data set may have fewer classes than a pretrained head.
         number = node["num_classes"]
         if number < len(classes) or (written and number != len(classes)):
-            if path.startswith("model.teacher") and not _compares_scores(cfg.model.method):
+            if path.startswith("model.teacher") and not compares_scores(cfg.model.method):
                 continue
             raise ConfigError(
                 f"{path}.num_classes={number} but {source} has the {len(classes)} "
@@ -117,7 +119,7 @@ def _check_annotations(cfg: Config, split: str) -> None:
         return
     scope = cfg.get("default_scope") or "mmengine"
     for path, node in given:
-        if _extends(find_type("metric", node.get("type"), scope), "CocoMetric"):
+        if extends(find_type("metric", node.get("type"), scope), "CocoMetric"):
             raise ConfigError(
                 f"{path}.ann_file={node['ann_file']!r} but {files[0][0]} reads {files[0][1]!r}, "
                 "which is its data_root and ann_file; set both to the same file"
@@ -125,7 +127,7 @@ def _check_annotations(cfg: Config, split: str) -> None:
 
 
 def check_data(cfg: Config, *splits: str) -> None:
-    """Check that the files of a run are there, and the folders of the classes as the config says.
+    """Check that the files of a run are there, and classes of folders and teacher as in the config.
 
     Args:
         cfg (Config): The config to run.
@@ -133,7 +135,8 @@ def check_data(cfg: Config, *splits: str) -> None:
 
     Raises:
         FileNotFoundError: If a folder or file is missing.
-        ConfigError: If the class folders do not fit the classes, or differ between splits.
+        ConfigError: If the class folders do not fit the classes or differ between splits, or the
+            teacher was trained on other classes.
     """
     load_from = cfg.get("load_from") if "train" in splits else None
     if load_from and "://" not in load_from and not exists(load_from):
@@ -148,6 +151,60 @@ def check_data(cfg: Config, *splits: str) -> None:
                 )
             _check_files(path, node)
     check_class_folders(cfg, *splits)
+    if "train" in splits:
+        _check_teacher(cfg)
+
+
+def _check_teacher(cfg: Config) -> None:
+    """Check that a teacher whose class scores are compared was trained on the classes of the data.
+
+    Checkpoints that would have to be downloaded are left to the distiller.
+
+    Raises:
+        ConfigError: If it was trained on others.
+    """
+    from pat_mmdet.utils.checkpoint import read_checkpoint, trained_classes
+
+    model = cfg.get("model") or {}
+    data = [_classes_of(node, cfg) for _, node in data_sets(cfg, "train")]
+    if "teacher" not in model or not data or not data[0] or not compares_scores(model.method):
+        return
+    checkpoint, classes = model.get("teacher_checkpoint"), data[0]
+    remedy = (
+        f"train one on these ({_short(classes)}) by a config of configs/teachers, or take a method "
+        "on features, such as pkd"
+    )
+    if checkpoint is None:
+        number = _pretrained_classes(model.teacher)
+        if number is not None and number != len(classes):
+            raise ConfigError(
+                f"model.teacher: timm's weights of {model.teacher.model_name!r} are for {number} "
+                f"classes, and the data have {len(classes)}; {remedy}"
+            )
+        return
+    trained = trained_classes(read_checkpoint(checkpoint)) if os.path.isfile(checkpoint) else ()
+    if trained and trained != classes:
+        if len(trained) != len(classes) or set(trained) == set(classes):
+            raise ConfigError(
+                f"model.teacher_checkpoint={checkpoint!r} was trained on {len(trained)} classes, "
+                f"{_short(trained)}; {remedy}"
+            )
+        print_log(
+            f"the teacher {checkpoint!r} was trained on classes of other names, {_short(trained)} "
+            f"in place of {_short(classes)}: scores are compared in this order",
+            "current",
+            logging.WARNING,
+        )
+
+
+def _pretrained_classes(teacher: Mapping) -> int | None:
+    """Return for how many classes timm has weights of a teacher, None if it does not take them."""
+    if not teacher.get("pretrained") or not str(teacher.get("type")).endswith("TimmClassifier"):
+        return None
+    from timm.models import get_pretrained_cfg
+
+    pretrained = get_pretrained_cfg(teacher["model_name"])
+    return None if pretrained is None else pretrained.num_classes
 
 
 def _check_files(path: str, node: Mapping) -> None:
@@ -226,7 +283,7 @@ def _label_source(node: Mapping, cfg: Mapping) -> tuple[str, bool]:
     The path is empty for data sets of other types, without labels or without files.
     """
     target = find_type("dataset", node.get("type"), cfg.get("default_scope") or "mmengine")
-    if not _extends(target, "CustomDataset") or not node.get("with_label", True):
+    if not extends(target, "CustomDataset") or not node.get("with_label", True):
         return "", False
     root, split, file = node.get("data_root"), node.get("split"), node.get("ann_file")
     if split and not file and exists(join(root, f"meta/{split}.txt")):  # mmpretrain's ImageNet
@@ -288,7 +345,7 @@ def _classes_of(node: Mapping, cfg: Mapping) -> tuple[str, ...] | None:
     video, where only some classes are tracked.
     """
     target = find_type("dataset", node.get("type"), cfg.get("default_scope") or "mmengine")
-    default = {} if _extends(target, "BaseVideoDataset") else getattr(target, "METAINFO", {})
+    default = {} if extends(target, "BaseVideoDataset") else getattr(target, "METAINFO", {})
     classes = _written_classes(node) or default.get("classes")
     if "thing_classes" in default or not isinstance(classes, (list, tuple)):
         return None
@@ -299,14 +356,14 @@ def _written_classes(node: Mapping) -> Any:
     return (node.get("metainfo") or {}).get("classes")
 
 
-def _compares_scores(method: Mapping) -> bool:
+def compares_scores(method: Mapping) -> bool:
     """Return True if a method compares the logits of student and teacher."""
     own = {key: value for key, value in method.items() if key not in BUILDER_KEYS["method"]}
     of_tasks = {**method.get("detection", {}), **method.get("classification", {})}
     return bool(build_method({**of_tasks, **own}).requires & Requires.STUDENT_LOGITS)
 
 
-def _extends(target: Any, name: str) -> bool:
+def extends(target: Any, name: str) -> bool:
     """Return True if a class, or one that it extends, has a name."""
     return any(base.__name__ == name for base in getattr(target, "__mro__", ()))
 

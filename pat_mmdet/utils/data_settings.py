@@ -8,7 +8,7 @@ into the places that still have the value that it replaces, and into no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
@@ -49,8 +49,8 @@ class Change(NamedTuple):
     state: str
 
 
-class _Setting(NamedTuple):
-    """A ``data_root`` or ``classes`` for all places.
+class Setting(NamedTuple):
+    """A ``data_root``, ``classes`` or ``data`` for all places.
 
     Attributes:
         key (str): Its name.
@@ -122,23 +122,33 @@ def pending(
     setting = _setting(cfg, key, options, before)
     if setting is None:
         return []
-    find = _folder_changes if key == "data_root" else _class_changes
+    find = _folder_changes if key == "data_root" else class_changes
     changes = [change for change in find(cfg, setting) if change.old != change.new]
     wanted = [change for change in changes if change.state == "replaced"]
-    kept = [change for change in changes if change.state != "replaced"]
     # With a value of its own in every place, a setting at the top is a variable.
-    if kept and (wanted or any(change.state == "set" for change in kept)):
-        raise ConfigError(
-            f"{key}={setting.value!r} ({setting.source}) is for all places, but "
-            f"{kept[0].path}={kept[0].old!r} has another value; take one of the two out, or write "
-            "the value of each place in its place"
-        )
+    if wanted or any(change.state == "set" for change in changes):
+        refuse_kept(setting, changes)
     return wanted
+
+
+def refuse_kept(setting: Setting, changes: Sequence[Change]) -> None:
+    """Refuse to change what a user wrote in a place.
+
+    Raises:
+        ConfigError: If a change is not to replace; it names both values.
+    """
+    kept = next((change for change in changes if change.state != "replaced"), None)
+    if kept is not None:
+        raise ConfigError(
+            f"{setting.key}={setting.value!r} ({setting.source}) is for all places, but "
+            f"{kept.path}={kept.old!r} has another value; take one of the two out, or write the "
+            "value of each place in its place"
+        )
 
 
 def _setting(
     cfg: Config, key: str, options: Mapping[str, Any], before_options: Mapping[str, Any]
-) -> _Setting | None:
+) -> Setting | None:
     """Return a setting that replaces something: of the command line, or of a user's file."""
     value = cfg.get(key)
     if value is None:
@@ -160,10 +170,10 @@ def _setting(
         inherited, written = (names(file.replaced),), file.written
     if not sources:
         return None
-    return _Setting(key, names(value), sources[0], before, inherited, written, options)
+    return Setting(key, names(value), sources[0], before, inherited, written, options)
 
 
-def _folder_changes(cfg: Config, setting: _Setting) -> Iterator[Change]:
+def _folder_changes(cfg: Config, setting: Setting) -> Iterator[Change]:
     """Yield what ``data_root`` has for the data sets, and for the evaluators that follow them."""
     for split in SPLITS:
         parts = data_sets(cfg, split)
@@ -185,7 +195,7 @@ def _folder_changes(cfg: Config, setting: _Setting) -> Iterator[Change]:
                 yield Change(node, "ann_file", path, old, new, "replaced")
 
 
-def _class_changes(cfg: Config, setting: _Setting) -> Iterator[Change]:
+def class_changes(cfg: Config, setting: Setting) -> Iterator[Change]:
     """Yield what ``classes`` has for data sets, heads, and the k of top-k accuracies."""
     for split in SPLITS:
         for path, node in data_sets(cfg, split):
@@ -206,6 +216,11 @@ def _class_changes(cfg: Config, setting: _Setting) -> Iterator[Change]:
                     matches=lambda names, count=old: len(names) == count,  # type: ignore[misc]
                 )
                 yield Change(node, "num_classes", path, old, number, state)
+    for path, node in walk(cfg.get("model") or {}, "model"):
+        # timm has a default of its own, 1000 as a rule.
+        if str(node.get("type")).endswith("TimmClassifier") and "num_classes" not in node:
+            path = f"{path}.num_classes"
+            yield Change(node, "num_classes", path, None, number, setting.state(path, None))
     for split in SPLITS[1:]:
         for path, node in evaluators(cfg, split):
             path, old = f"{path}.topk", node.get("topk")

@@ -60,16 +60,22 @@ def options(digits):
 
 
 @pytest.fixture(scope="module")
-def trained(options, tmp_path_factory):
+def trained(options, digits, tmp_path_factory):
     """The runner and the work dir of a training with another method than the config's."""
     folder = tmp_path_factory.mktemp("apis") / "run"
-    return apis.distill(PAIR, method="kd", work_dir=folder, cfg_options=options), folder
+    options = {key: value for key, value in options.items() if key != "data_root"}
+    runner = apis.distill(PAIR, method="kd", work_dir=folder, cfg_options=options, data=digits)
+    return runner, folder
 
 
-def test_distill(trained, options):
+def test_distill(trained, options, digits):
     runner, folder = trained
     assert (runner.iter, runner.cfg.model.method.type) == (2, "KD")
     assert runner.work_dir == str(folder) and (folder / "iter_2.pth").is_file()
+    # The config of a run has the data that were found.
+    written = load_config(str(folder / PAIR.split("/")[1]))
+    assert written.val_evaluator == load_config(PAIR, {"data_root": f"{digits}/"}).val_evaluator
+    assert written.train_dataloader == runner.cfg.train_dataloader
     options = {**options, "train_cfg.max_iters": 3, "train_cfg.val_interval": 3}
     resumed = apis.distill(PAIR, "kd", folder, options, resume=True)
     # It goes on from the first one, and logs into its own folder.

@@ -127,7 +127,7 @@ def test_first_pixel(voc, convert, zero_based, box):
     add_voc(voc, "test", "z", voc_object("cat", 0, 4, 8, 10))
     coco, output = convert(voc, "--splits", "test", *(["--zero-based"] if zero_based else []))
     assert boxes(coco, "test")[0][2] == box
-    assert ("use --zero-based" in output) != zero_based
+    assert ("--zero-based" in output) != zero_based
 
 
 # Where the image and the XML file of "1" lie.
@@ -269,7 +269,7 @@ def overwrite(path, text):
         (lambda root: add_voc(root, "train", "n", voc_object("", 1, 1, 5, 5)), ["<name>", "n.xml"]),
         (remove("JPEGImages/b.jpg"), ["no image", "b.xml"]),
         (overwrite("JPEGImages/b.jpg", "x"), ["cannot be read", "b.jpg"]),
-        (remove("ImageSets/Main/val.txt"), ["val.txt", "--splits"]),
+        (remove("ImageSets/Main/val.txt"), ["val.txt", "name other splits"]),
         (overwrite("ImageSets/Main/val.txt", "\n"), ["'val'", "no XML file under"]),
         (overwrite("ImageSets/Main/val.txt", "v\nv\n"), ["more than once"]),
     ],
