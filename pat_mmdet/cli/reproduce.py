@@ -354,9 +354,12 @@ def collect(table: Table, work_dir: Path, added: Sequence[str]) -> None:
     table.fill_alone(rows)
     write_atomic(work_dir / f"{table.name}.csv", table.csv(rows))
     write_atomic(work_dir / f"{table.name}.md", table.markdown(rows))
-    is_drawn = plot_table(table, rows, work_dir / f"{table.name}.png")
+    figure = plot_table(table, rows)
+    if figure is not None:
+        figure.savefig(work_dir / f"{table.name}.png")
     print(table.markdown(rows))
-    print(f"[reproduce] written: {work_dir / table.name}.md, .csv{' and .png' * is_drawn}")
+    written = ".md and .csv" if figure is None else ".md, .csv and .png"
+    print(f"[reproduce] written: {work_dir / table.name}{written}")
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from pat_mmdet.utils.tables import TIME, Table, find_student
 _LABEL_HEIGHT = 0.19  # inches
 
 
-def plot_table(table: Table, rows: Sequence[dict[str, str]], path: Path) -> bool:
+def plot_table(table: Table, rows: Sequence[dict[str, str]]) -> Figure | None:
     """Draw the mean of the first metric against the training time, a panel for each student.
 
     Error bars are the sample standard deviation. The student alone is a line over its lengths, the
@@ -22,11 +21,10 @@ def plot_table(table: Table, rows: Sequence[dict[str, str]], path: Path) -> bool
 
     Args:
         table (Table): The table.
-        rows (Sequence[dict[str, str]]): Its rows, as :meth:`Table.rows` returns them.
-        path (Path): File of the figure.
+        rows (Sequence[dict[str, str]]): Its rows, as :meth:`Table.row` returns them.
 
     Returns:
-        bool: False if no student of the table has a result, so that there is no figure.
+        Figure | None: None if no student of the table has a result.
     """
     metric = table.metrics[0].name
     rows = [row for row in rows if row[metric] and row[TIME]]
@@ -41,7 +39,7 @@ def plot_table(table: Table, rows: Sequence[dict[str, str]], path: Path) -> bool
         members += shared.get(find_student(pair), [])
     panels = students or shared
     if not panels:
-        return False
+        return None
     height = max(3.5, 1.2 + _LABEL_HEIGHT * (1 + max(map(len, panels.values()))))
     figure = Figure(figsize=(7.5, height * len(panels)), layout="constrained")
     labels = []
@@ -56,8 +54,7 @@ def plot_table(table: Table, rows: Sequence[dict[str, str]], path: Path) -> bool
     figure.draw_without_rendering()  # decides the heights of the panels
     for axis, names in zip(figure.axes, labels):
         _label_points(axis, names)
-    figure.savefig(path, dpi=100)
-    return True
+    return figure
 
 
 def _draw_panel(
