@@ -22,6 +22,7 @@ import torch
 import yaml
 from helpers.runs import evaluation, log, step
 from helpers.tools import ROOT
+from matplotlib.text import Text
 
 from pat_mmdet.utils import RunDir, load_config, read_record, write_record
 from pat_mmdet.utils.runs import lock_folder
@@ -322,7 +323,8 @@ def test_accuracy_against_time(tmp_path, reproduce):
 
     figure = plot_table(find_table("digits"), rows)
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    # Of the text alone, without the line to its point.
+    boxes = [Text.get_window_extent(label) for label in figure.axes[0].texts]
     assert len(boxes) == 6
     for lower, upper in itertools.pairwise(sorted(boxes, key=lambda box: box.y0)):
         assert lower.y1 <= upper.y0
