@@ -7,7 +7,7 @@ at any time. Teachers are trained once, with seed 0, in WORK_DIR/TABLE/teacher/P
 Examples:
     python tools/reproduce.py --list --table coco
     python tools/reproduce.py --table digits --cells '*/none' '*/pat' --seeds 0 1
-    python tools/reproduce.py --table digits --collect
+    python tools/reproduce.py --table digits --collect --add "none, twice as long=work_dirs/long"
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -310,19 +311,55 @@ def read_runs(folder: Path, cell: Cell, settings: str) -> dict[int, tuple[RunDir
     return runs
 
 
-def collect(table: Table, work_dir: Path) -> None:
-    """Write the results of the finished trainings, as Markdown and CSV."""
+def read_rows(table: Table, work_dir: Path, variant: str = "") -> list[dict[str, str]]:
+    """Read the rows of a work dir.
+
+    Args:
+        table (Table): The table.
+        work_dir (Path): Its work dir.
+        variant (str): What sets its trainings apart; cells without any are left out then.
+    """
     base = work_dir / table.name
     rows = []
     for settings in [name for name in SETTINGS if name == "equal" or (base / name).is_dir()]:
         for cell in table.cells.values():
             if settings == "equal" or not cell.is_teacher:
                 runs = read_runs(cell_folder(base, cell, settings), cell, settings)
-                rows.append(table.row(cell, "" if cell.is_teacher else settings, runs))
+                if runs or not variant:
+                    shown = "" if cell.is_teacher else settings
+                    rows.append(table.row(cell, shown, runs, variant))
+    return rows
+
+
+def collect(table: Table, work_dir: Path, added: Sequence[str]) -> None:
+    """Write the results of the finished trainings, as Markdown, CSV and figure.
+
+    Args:
+        table (Table): The table.
+        work_dir (Path): Its work dir.
+        added (Sequence[str]): Further work dirs, as NAME=WORK_DIR.
+
+    Raises:
+        FileNotFoundError: If a further work dir has no training of the table.
+    """
+    from pat_mmdet.utils.table_plot import plot_table  # not at the top, as `--help` is quick
+
+    rows = read_rows(table, work_dir)
+    for entry in added:
+        name, _, folder = entry.partition("=")
+        found = read_rows(table, Path(folder), name)
+        if not found:
+            raise FileNotFoundError(f"--add {entry!r}: no training of table {table.name} is there")
+        rows += found
+    table.fill_alone(rows)
     write_atomic(work_dir / f"{table.name}.csv", table.csv(rows))
     write_atomic(work_dir / f"{table.name}.md", table.markdown(rows))
+    figure = plot_table(table, rows)
+    if figure is not None:
+        figure.savefig(work_dir / f"{table.name}.png")
     print(table.markdown(rows))
-    print(f"[reproduce] written: {work_dir / table.name}.md and .csv")
+    written = ".md and .csv" if figure is None else ".md, .csv and .png"
+    print(f"[reproduce] written: {work_dir / table.name}{written}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -332,7 +369,14 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--list", action="store_true", help="show cells, published results and commands")
-    add("--collect", action="store_true", help="write WORK_DIR/TABLE.md and .csv")
+    add("--collect", action="store_true", help="write WORK_DIR/TABLE.md, .csv and .png")
+    add(
+        "--add",
+        nargs="+",
+        default=[],
+        metavar="NAME=WORK_DIR",
+        help="with --collect: rows of the trainings in another work dir, under this name",
+    )
     add("--table", help=f"one of: {', '.join(load_tables())}")
     add("--cells", nargs="+", default=["*"], metavar="PATTERN", help="as 'swin_t-res18/*' '*/pat'")
     add("--seeds", nargs="+", type=int, default=[0])
@@ -358,6 +402,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     for option in args.cfg_options:
         if "=" not in option:
             raise ValueError(f"--cfg-options takes key=value, not {option!r}")
+    for entry in args.add:
+        if not all(entry.partition("=")):
+            raise ValueError(f"--add takes NAME=WORK_DIR, not {entry!r}")
+    if args.add and not args.collect:
+        raise ValueError("--add needs --collect")
     if min(args.gpus, args.jobs) < 1 or min(args.seeds) < 0:
         raise ValueError("--gpus and --jobs must be at least 1, --seeds at least 0")
     if args.launcher == "none" and args.gpus > 1:
@@ -399,7 +448,7 @@ def main() -> None:
             return
         table, work_dir = find_table(args.table), Path(args.work_dir)
         if args.collect:
-            collect(table, work_dir)
+            collect(table, work_dir, args.add)
             return
         jobs = plan(table, args)
         for job in jobs:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import re
+import select
 import signal
 import sys
 import traceback
@@ -39,13 +41,19 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
     due to a value of the config as a rule: its first line is shown, and how to see the rest. From
     the first step on, such errors keep their traceback, but for those about a process that died or
     a full disk. What torch's safe loading refuses is said without its advice to switch that off.
+    Where nobody reads the output any more, as after ``| head``, the program ends without a word
+    and with the exit code of a shell for SIGPIPE.
 
     Args:
         show_traceback (bool): Whether every error keeps its traceback, as ``--traceback`` asks.
     """
     try:
         yield
+        sys.stdout.flush()  # here, as an error at the exit of the interpreter cannot be caught
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_output_closed():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still in the buffer
+            sys.exit(128 + signal.SIGPIPE)
         if isinstance(error, (ConnectionError, EOFError)):
             # A worker may have died, about which torch raises another error when it is signalled.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -73,6 +81,13 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
             )
         url = f" at {_local_text(error, 'url')!r}" if isinstance(error, URLError) else ""
         sys.exit(f"error: {type(first).__name__}{url}: {line} (--traceback shows where)")
+
+
+def _is_output_closed() -> bool:
+    """Return True if the standard output is a pipe that nobody reads any more."""
+    output = select.poll()
+    output.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
 def _before_training(error: BaseException) -> bool:

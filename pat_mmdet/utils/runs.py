@@ -20,6 +20,8 @@ from mmengine.config import Config
 from pat_mmdet.utils.io import write_atomic
 from pat_mmdet.utils.paths import ROOT
 
+_MIN_WINDOW = 20  # iterations, whose mean says something of the pace of a training
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -106,6 +108,20 @@ class RunDir:
             return math.nan
         iterations = self.steps if self.unit == "iter" else logged[-1]["step"]
         return sum(entry["time"] for entry in logged) / len(logged) * iterations
+
+    def undisturbed_time(self) -> float:
+        """Return the seconds of all training steps at the fastest pace; NaN without a log.
+
+        That is the pace of a machine that does nothing else for a while: the number of iterations
+        times the lowest logged mean (over 50 iterations, the window of
+        ``configs/_base_/default_runtime.py``). Means over fewer than 20, at the start, are left
+        out. It takes all iterations to be of the same kind.
+        """
+        logged = [entry for entry in self._train_steps() if entry["step"] >= _MIN_WINDOW]
+        if not logged:
+            return math.nan
+        iterations = self.steps if self.unit == "iter" else logged[-1]["step"]
+        return min(entry["time"] for entry in logged) * iterations
 
     def _train_steps(self) -> list[dict]:
         return [entry for entry in self.scalars() if "loss" in entry and "time" in entry]

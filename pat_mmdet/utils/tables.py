@@ -12,12 +12,16 @@ from math import isnan
 from statistics import mean, stdev
 from typing import NamedTuple
 
+import numpy as np
 import yaml
 
 from pat_mmdet.utils.config import SETTINGS
 from pat_mmdet.utils.paths import CONFIGS
 from pat_mmdet.utils.runs import RunDir
 
+# Columns of the training time, and of the student alone in the same time.
+TIME = "seconds undisturbed"
+ALONE = "alone in that time"
 LABELS = {"none": "none (student alone)", "teacher": "teacher (alone)"}
 
 
@@ -127,7 +131,11 @@ class Table:
         ]
 
     def row(
-        self, cell: Cell, settings: str, runs: Mapping[int, tuple[RunDir, dict]]
+        self,
+        cell: Cell,
+        settings: str,
+        runs: Mapping[int, tuple[RunDir, dict]],
+        variant: str = "",
     ) -> dict[str, str]:
         """Return the columns of a cell; columns about which nothing is known are empty.
 
@@ -136,6 +144,7 @@ class Table:
             settings (str): A key of :data:`SETTINGS`; empty for a teacher.
             runs (Mapping[int, tuple[RunDir, dict]]): Work dir and ``run.json`` (empty if it was
                 started by hand) of each seed.
+            variant (str): What sets these trainings apart from the table's own.
         """
         first = self.metrics[0]
         finished, status = {}, []
@@ -150,7 +159,7 @@ class Table:
                 failed = " failed" if starts and starts[-1]["exit_code"] else ""
                 status.append(f"seed {seed}: {run.progress()}/{run.steps}{failed}")
 
-        row = {"pair": cell.pair, "method": cell.method, "settings": settings}
+        row = dict(pair=cell.pair, method=cell.method, variant=variant, settings=settings)
         for name, key, scale, decimals in self.metrics:
             values = [result[key] * scale for result in finished.values() if key in result]
             row[name] = f"{mean(values):.{decimals}f}" if values else ""
@@ -165,11 +174,36 @@ class Table:
         row["length"] = _join(f"{run.steps} {run.unit_name}" for run, _ in done)
         times = [run.train_time() for run, _ in done]
         row["seconds"] = f"{mean(times):.0f}" if times and not isnan(sum(times)) else ""
+        times = [run.undisturbed_time() for run, _ in done]
+        row[TIME] = f"{min(times):.0f}" if times and not isnan(sum(times)) else ""
+        row[ALONE] = ""
         for key in ("hardware", "revision"):
             row[key] = _join(s[key] for _, record in done for s in record.get("starts", ()))
         row["options"] = _join(" ".join(record.get("options", ())) for _, record in done)
         row["status"] = "; ".join(status)
         return row
+
+    def fill_alone(self, rows: Sequence[dict[str, str]]) -> None:
+        """Fill in what the student alone reaches in the training time of each method.
+
+        It is interpolated between the lengths for which the student was trained alone, and left
+        empty outside of them.
+
+        Args:
+            rows (Sequence[dict[str, str]]): All rows of the table, changed in place.
+        """
+        metric = self.metrics[0]
+        alone: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for row in rows:
+            if row["method"] == "none" and row[metric.name] and row[TIME]:
+                key = find_student(row["pair"]), row["settings"]
+                alone.setdefault(key, []).append((float(row[TIME]), float(row[metric.name])))
+        for row in rows:
+            points = alone.get((find_student(row["pair"]), row["settings"]), [])
+            if row["method"] not in ("none", "teacher") and row[TIME] and points:
+                seconds, values = zip(*sorted(points))
+                value = np.interp(float(row[TIME]), seconds, values, left=np.nan, right=np.nan)
+                row[ALONE] = "" if isnan(value) else f"{value:.{metric.decimals}f}"
 
     def csv(self, rows: Sequence[dict[str, str]]) -> str:
         """Format rows as CSV, with all columns."""
@@ -202,6 +236,10 @@ class Table:
             "minus the published.",
             "- seconds: of the training steps with data loading, mean over the seeds; longer where "
             "several jobs shared a machine.",
+            f"- {TIME}: iterations times the fastest mean of the log (over 50 iterations as a "
+            "rule), the least of the seeds.",
+            f"- {ALONE}: {first} of the student alone, interpolated between its lengths.",
+            "- variant: trainings of another work dir, see their options.",
             "- revision: of this project, with + if tracked files differed from it.",
             *(f"- settings `{name}`: {meaning}." for name, meaning in SETTINGS.items()),
             "",
@@ -210,6 +248,11 @@ class Table:
             *(f"| {' | '.join(row[key] for key in columns)} |" for row in table),
         ]
         return "\n".join(lines) + "\n"
+
+
+def find_student(pair: str) -> str:
+    """Return the student of TEACHER-STUDENT; a network that is trained alone as it is."""
+    return pair.rpartition("-")[2]
 
 
 def _join(values: Iterable[str]) -> str:

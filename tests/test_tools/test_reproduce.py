@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import itertools
 import json
 import os
 import re
@@ -14,15 +15,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
 from helpers.runs import evaluation, log, step
 from helpers.tools import ROOT
+from matplotlib.text import Text
 
 from pat_mmdet.utils import RunDir, load_config, read_record, write_record
 from pat_mmdet.utils.runs import lock_folder
+from pat_mmdet.utils.table_plot import plot_table
 from pat_mmdet.utils.tables import find_table, load_tables
 
 PAIR = "swin_p-res18"
@@ -284,6 +288,50 @@ def test_damaged_last_checkpoint_is_trained_again(slurm, tmp_path, reproduce):
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     output, _ = reproduce(*flags)
     assert f"{checkpoint} is damaged" in output and ": training, logs in" in output
+
+
+def test_accuracy_against_time(tmp_path, reproduce):
+    base = tmp_path / "work/digits"
+    trained(base / "teacher/swin_p/seed_0", 900, 0.497)
+    trained(base / "equal" / PAIR / "none/seed_0", 300, 0.15, 0.4)
+    trained(base / "equal" / PAIR / "pat/seed_0", 300, 0.18, 0.9)
+    trained(base / "equal" / PAIR / "pat/seed_1", 300, 0.19, 0.6)
+    trained(base / "equal" / PAIR / "kd/seed_0", 300, 0.19, 2.0)  # longer than the student alone
+    trained(tmp_path / "long/digits/equal" / PAIR / "none/seed_0", 600, 0.39, 0.4)
+    trained(tmp_path / "same/digits/equal" / PAIR / "pat_plus/seed_0", 300, 0.191, 0.4)
+    flags = ["--table", "digits", "--work-dir", tmp_path / "work", "--collect"]
+    added = [f"student alone, 600={tmp_path}/long", f"same distance={tmp_path}/same"]
+    output, code = reproduce(*flags, "--add", *added)
+    assert code is None and "digits.md, .csv and .png" in output
+    assert cv2.imread(str(tmp_path / "work/digits.png")).std() > 0
+
+    with open(tmp_path / "work/digits.csv") as file:
+        rows = list(csv.DictReader(file))
+    found = {
+        (row["method"], row["variant"]): (row["seconds undisturbed"], row["alone in that time"])
+        for row in rows
+        if row["mAP"]
+    }
+    assert found == {
+        ("teacher", ""): ("450", ""),
+        ("none", ""): ("120", ""),
+        ("none", "student alone, 600"): ("240", ""),
+        ("pat", ""): ("180", "27.0"),
+        ("kd", ""): ("600", ""),
+        ("pat_plus", "same distance"): ("120", "15.0"),
+    }
+
+    figure = plot_table(find_table("digits"), rows)
+    figure.draw_without_rendering()
+    # Of the text alone, without the line to its point.
+    boxes = [Text.get_window_extent(label) for label in figure.axes[0].texts]
+    assert len(boxes) == 6
+    for lower, upper in itertools.pairwise(sorted(boxes, key=lambda box: box.y0)):
+        assert lower.y1 <= upper.y0
+    assert plot_table(find_table("digits"), [rows[0]]) is None, "the teacher alone"
+
+    _, code = reproduce(*flags, "--add", f"nothing={tmp_path}/nothing")
+    assert "no training of table digits is there" in code
 
 
 def test_collected_table(tmp_path, reproduce):

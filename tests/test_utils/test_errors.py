@@ -1,5 +1,7 @@
 import importlib.util
 import signal
+import subprocess
+import sys
 from urllib.error import URLError
 
 import pytest
@@ -26,6 +28,25 @@ def test_our_errors_end_in_one_line():
     assert line.startswith("error: config 'nowhere.py' does not exist") and "\n" not in line
     line = ends_with(lambda: build_method(dict(type="PTA")))
     assert line.startswith("error: unknown distillation method 'PTA'; known methods: ")
+
+
+@pytest.mark.parametrize("flags", [(), ("-u",)], ids=["buffered", "unbuffered"])
+def test_closed_pipe_ends_quietly(flags):
+    code = (
+        "from pat_mmdet.utils.errors import clear_errors\n"
+        "with clear_errors():\n"
+        "    print('first', flush=True); input(); print('second')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, *flags, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "first\n"
+        process.stdout.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_errors_from_a_registry():

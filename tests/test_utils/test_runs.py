@@ -47,6 +47,13 @@ def test_training_by_epochs(tmp_path):
     assert training.train_time() == pytest.approx(20) and training.checkpoint.name == "epoch_2.pth"
 
 
+def test_undisturbed_time(tmp_path):
+    means = [(10, 1.0), (50, 3.0), (100, 2.0), (150, 2.5)]  # the first over too few iterations
+    log(tmp_path, "20260101_000000", *(step(*entry) for entry in means), evaluation(150, 0.25))
+    assert RunDir(tmp_path, 200).undisturbed_time() == pytest.approx(400)
+    assert math.isnan(RunDir(tmp_path / "none", 6).undisturbed_time())
+
+
 def test_length_of_training():
     path = str(ROOT / "configs/pat/swin_p-res18_digits.py")
     assert RunDir.from_config(ROOT, load_config(path)).steps == 300

@@ -1,10 +1,15 @@
 """Time a training step and the passes that it cannot do without.
 
 All parts run in turn in one process, so that their ratios hold on a noisy machine. A step is
-forward and backward pass, without the optimizer; "pat" is that of --method. Its floor is the sum of
-the student's passes, the plain teacher's, and with prompts the prompted teacher's with its backward
-pass to the prompts, each alone. The bare floor leaves out what the prompts themselves cost: they
-are one number a channel there. "library" is the plain teacher with the libraries' own layers.
+forward and backward pass, without the optimizer, and has the name of its method. The floor of
+--method is the sum of the student's passes, the plain teacher's, and with prompts the prompted
+teacher's with its backward pass to the prompts, each alone. The bare floor leaves out what the
+prompts themselves cost: they are one number a channel there. "library" is the plain teacher with
+the libraries' own layers.
+
+Example:
+    OMP_NUM_THREADS=1 python tools/analysis_tools/benchmark_step.py \
+        configs/pat/swin_p-res18_digits.py --method pat_plus --also fitnet pat --cpu-time
 """
 
 from __future__ import annotations
@@ -31,6 +36,12 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
+    parser.add_argument("--also", nargs="+", default=[], metavar="METHOD", help="further steps")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="CPU time of the process, which other processes disturb less; use one thread",
+    )
     parser.add_argument("--amp", action="store_true", help="mixed precision: fp16, on a CPU bf16")
     parser.add_argument("--compile", action="store_true", help="compile the blocks of the networks")
     parser.add_argument("--repeats", type=int, default=10, help="runs of each part")
@@ -50,7 +61,7 @@ def gradient_memory(model: nn.Module) -> float:
 def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Run all parts in turn; return the seconds of each run, and the memory in MiB."""
     import torch
-    from parts import Parts, default_device, peak_memory, saved_memory, seconds
+    from parts import Parts, default_device, elapsed, peak_memory, saved_memory
 
     from pat_mmdet.models.acceleration.onednn import disable_malloc_trim
     from pat_mmdet.structures import Requires
@@ -61,21 +72,27 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str,
         dtype = torch.float16 if torch.device(args.device).type == "cuda" else torch.bfloat16
     if torch.device(args.device).type == "cpu":
         disable_malloc_trim()  # as in training
-    own, kd = (Parts(args, method, dtype, args.compile) for method in (args.method, "kd"))
+    elif args.cpu_time:
+        raise ValueError(f"--cpu-time says nothing about {args.device}; leave it out")
+    steps = {
+        method: Parts(args, method, dtype, args.compile)
+        for method in ("kd", *args.also, args.method)
+    }
+    own = steps[args.method]
     slow = Parts(args, args.method, dtype, args.compile, fast_teacher=False)
     runs = dict(student=own.student, teacher=own.teacher, library=slow.teacher)
     if Requires.PROMPTS in own.model.distill.requires:
         runs.update(prompted=own.prompted(), bare=own.prompted(bare=True))
-    runs.update(kd=kd.step, pat=own.step)
+    runs.update({method: parts.step for method, parts in steps.items()})
     saved = {
         name: saved_memory(runs[name], own.model)
-        for name in ("student", "prompted", "pat")
+        for name in ("student", "prompted", args.method)
         if name in runs
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(args.warmup + args.repeats):
         for name, run in runs.items():
-            spent = seconds(run, own.device)
+            spent = elapsed(run, own.device, args.cpu_time)
             if repeat >= args.warmup:
                 times[name].append(spent)
     peaks = {name: peak_memory(run, own.device) for name, run in runs.items()}
@@ -90,9 +107,13 @@ def report(times: dict[str, list[float]], memory: dict[str, Any], args: argparse
     saved = memory["saved"]
     passes = [name for name in ("student", "teacher", "prompted") if name in times]
     mid["floor"] = sum(mid[name] for name in passes)
-    ratios = dict(pat_over_kd=("pat", "kd"), pat_over_floor=("pat", *passes))
+    method = args.method
+    ratios = {
+        f"{name}_over_kd": (name, "kd") for name in ("student", *args.also, method) if name != "kd"
+    }
+    ratios[f"{method}_over_floor"] = (method, *passes)
     if "bare" in times:
-        ratios["pat_over_bare_floor"] = ("pat", "student", "teacher", "bare")
+        ratios[f"{method}_over_bare_floor"] = (method, "student", "teacher", "bare")
     ratios["kd_over_floor"] = ("kd", "student", "teacher")
     ratios["library_over_teacher"] = ("library", "teacher")
 
@@ -104,9 +125,9 @@ def report(times: dict[str, list[float]], memory: dict[str, Any], args: argparse
     return dict(
         **mid,
         **{name: ratio(*parts) for name, parts in ratios.items()},
-        images_per_second=args.batch_size / mid["pat"],
-        peak_memory_mib=memory["peak"]["pat"],
-        saved_over_floor=saved["pat"] / sum(saved[name] for name in passes if name in saved),
+        images_per_second=args.batch_size / mid[method],
+        peak_memory_mib=memory["peak"][method],
+        saved_over_floor=saved[method] / sum(saved[name] for name in passes if name in saved),
         memory_mib=memory,
         spread={name: [min(values), max(values)] for name, values in times.items()},
         settings={name: value for name, value in vars(args).items() if name != "json"},

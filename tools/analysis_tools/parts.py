@@ -188,15 +188,25 @@ def _batch(model: nn.Module, count: int, size: Sequence[int]) -> dict:
     return dict(inputs=images, data_samples=samples)
 
 
-def seconds(run: Callable[[], None], device: torch.device) -> float:
-    """Time one run, with all that it started on the device."""
+def elapsed(run: Callable[[], None], device: torch.device, cpu_time: bool = False) -> float:
+    """Time one run, with all that it started on the device.
+
+    Args:
+        run (Callable[[], None]): What to time.
+        device (torch.device): Where it runs.
+        cpu_time (bool): Whether to count the CPU time of all threads, not wall-clock time.
+
+    Returns:
+        float: Seconds.
+    """
+    clock = time.process_time if cpu_time else time.perf_counter
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_memory(run: Callable[[], None], device: torch.device) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -153,4 +155,7 @@ class FeatureProjector(nn.Module):
         Returns:
             Tensor: Map of shape (B, out_channels, h, w), resized bilinearly where (H, W) differs.
         """
+        if isinstance(self.norm, nn.Identity) and math.prod(size) < x.shape[-2:].numel():
+            # Without a norm both orders are equal, and the convolution sees fewer positions.
+            return self.conv(_resized(x, size))
         return _resized(self.norm(self.conv(x)), size)

@@ -224,6 +224,13 @@ def test_token_aligner_mixes_width_then_tokens():
         aligner(x, (5, 3))
 
 
+@pytest.mark.parametrize("size", [(3, 4), (1, 1), (12, 6)])
+def test_projector_without_norm(size):
+    projector, x = FeatureProjector(4, 7, norm=False), torch.randn(2, 4, 8, 6)
+    expected = F.interpolate(projector.conv(x), size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(projector(x, size), expected)
+
+
 @pytest.mark.parametrize("size", [(6, 8), (3, 10)])
 def test_feature_projector(size):
     projector = FeatureProjector(4, 7)
