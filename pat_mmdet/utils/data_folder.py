@@ -172,7 +172,7 @@ def spread_folder(cfg: Config, folder: DataFolder) -> None:
     is_classification = cfg.get("default_scope") == "mmpretrain"
     data = find_data(folder.setting, "classification" if is_classification else "detection")
     _require_val(cfg, data)
-    changes = []
+    changes: list[Change] = []
     for split in SPLITS:
         for path, node in _data_set(cfg, split):
             found = data.splits.get(split) or data.splits["val"]
