@@ -340,7 +340,7 @@ def load_weights(module: nn.Module, source: str, allow_unused: Sequence[str] = (
         if key in state and getattr(state[key], "shape", None) != own[key].shape
     ]
     if missing or reshaped:
-        classes = trained_classes(checkpoint)
+        classes = trained_classes(checkpoint) if reshaped else ()
         trained = f", and it was trained on {len(classes)} classes" if classes else ""
         raise ValueError(
             f"checkpoint {source!r} does not fit {type(module).__name__}: "

@@ -167,7 +167,7 @@ def _check_teacher(cfg: Config) -> None:
 
     model = cfg.get("model") or {}
     data = [_classes_of(node, cfg) for _, node in data_sets(cfg, "train")]
-    if "teacher" not in model or not data or not data[0] or not compares_scores(model.method):
+    if "teacher" not in model or not data or not data[0] or not compares_scores(model["method"]):
         return
     checkpoint, classes = model.get("teacher_checkpoint"), data[0]
     remedy = (
@@ -175,11 +175,11 @@ def _check_teacher(cfg: Config) -> None:
         "on features, such as pkd"
     )
     if checkpoint is None:
-        number = _pretrained_classes(model.teacher)
+        number = _pretrained_classes(model["teacher"])
         if number is not None and number != len(classes):
             raise ConfigError(
-                f"model.teacher: timm's weights of {model.teacher.model_name!r} are for {number} "
-                f"classes, and the data have {len(classes)}; {remedy}"
+                f"model.teacher: timm's weights of {model['teacher']['model_name']!r} are for "
+                f"{number} classes, and the data have {len(classes)}; {remedy}"
             )
         return
     trained = trained_classes(read_checkpoint(checkpoint)) if os.path.isfile(checkpoint) else ()

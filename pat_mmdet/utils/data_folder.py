@@ -85,22 +85,31 @@ def pop_data(cfg: Config, options: dict[str, Any]) -> DataFolder | None:
             )
         return None
     cfg.pop("data", None)
-    if {"data", "data.root"} & set(given):
-        source, replaced = "on the command line", dict(before=(None,), inherited=())
+    is_on_line = bool({"data", "data.root"} & set(given))
+    written: frozenset = frozenset()
+    if is_on_line:
+        source = "on the command line"
         rivals = [key for key in KEYS if key in options]
-        written: frozenset = frozenset()
     else:
-        source, replaced = f"at the top of {cfg.filename}", dict(before=(), inherited=(None,))
+        source = f"at the top of {cfg.filename}"
         others = {key: overriding_file(cfg.filename, key) for key in KEYS}
         rivals = [key for key, other in others.items() if other and file and other[0] == file.path]
-        written = file.written if file else frozenset()
+        written = file.written if file else written
     node = _merged(value, given)
     if rivals:
         raise ConfigError(
             f"data={node.get('root')!r} ({source}) and {rivals[0]} are both for all places; take "
             f"one of the two out{', or give data.classes' if rivals == ['classes'] else ''}"
         )
-    place = Setting("data", node.get("root"), source, written=written, options=options, **replaced)
+    place = Setting(
+        key="data",
+        value=node.get("root"),
+        source=source,
+        before=(None,) if is_on_line else (),
+        inherited=() if is_on_line else (None,),
+        written=written,
+        options=options,
+    )
     return DataFolder(_to_setting(node), place)
 
 
@@ -163,7 +172,7 @@ def spread_folder(cfg: Config, folder: DataFolder) -> None:
     is_classification = cfg.get("default_scope") == "mmpretrain"
     data = find_data(folder.setting, "classification" if is_classification else "detection")
     _require_val(cfg, data)
-    changes = []
+    changes: list[Change] = []
     for split in SPLITS:
         for path, node in _data_set(cfg, split):
             found = data.splits.get(split) or data.splits["val"]

@@ -394,10 +394,11 @@ def test_missing_keys_are_counted_and_named(tmp_path):
 
 
 def test_other_shapes_are_named(tmp_path):
-    path = save({"state_dict": states(network(5))}, tmp_path / "w.pth")
+    meta = dict(dataset_meta=dict(classes=("cat", "dog")))
+    path = save({"state_dict": states(network(5)), "meta": meta}, tmp_path / "w.pth")
     message = (
         r"0 of 9 keys are missing, 7 have another shape \(0.weight \(5, 3, 1, 1\) instead of "
-        r"\(4, 3, 1, 1\), 0.bias"
+        r"\(4, 3, 1, 1\), 0.bias.*\), and it was trained on 2 classes\. Use"
     )
     with pytest.raises(ValueError, match=message):
         load_weights(network(), path)

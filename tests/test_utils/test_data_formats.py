@@ -240,12 +240,17 @@ def unlabelled(root):
         pytest.param(
             wrong_label("2 .5 .5 .1 .1"),
             {},
-            r"0.txt has the class 2, but there are 2 names",
+            r"line 1 of .*0.txt has the class 2, but there are 2",
             marks=needs_globox,
         ),
         pytest.param(
-            wrong_label("0 .5 .5"), {}, r"0.txt is no YOLO file of boxes", marks=needs_globox
+            wrong_label("\n0 .5 .5"),
+            {},
+            r"line 2 of .*0.txt is '0 .5 .5'; it has",
+            marks=needs_globox,
         ),
+        pytest.param(wrong_label("0 .5 .5 nan 1"), {}, r"line 1 of .*nan", marks=needs_globox),
+        (lambda root: flat_yolo(root) or (root / "classes.txt").write_bytes(b"\xff"), {}, r"UTF-8"),
         (unlabelled, {}, r"no image of split 'train' has a label file"),
         (
             lambda root: write(root / "data.yaml", "train: a\nval: b\nnames: [cat]"),

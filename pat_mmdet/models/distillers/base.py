@@ -40,7 +40,7 @@ class BaseDistiller(BaseModel):
     Args:
         student (dict): Config of the student.
         teacher (dict | str): Config of the teacher, or the path of a config file with it as
-            ``model``, see :func:`pat_mmdet.utils.teacher_model`.
+            ``model`` or a name of a model zoo, see :func:`pat_mmdet.utils.teacher_model`.
         method (dict): Config of the method: ``type`` and its arguments. Arguments that hold for
             one task only may stand in a dict under the task's name.
         teacher_checkpoint (str, optional): Path or URL of the teacher's weights. ``None``, which

@@ -88,7 +88,8 @@ def _read_coco(setting: DataSetting, sources: dict[str, coco.Source]) -> Data:
     """Read COCO files."""
     root = setting.root
     _require_train(setting, sources)
-    contents, notes = {}, []
+    contents: dict[str, dict] = {}
+    notes = []
     for split, source in sources.items():
         content = coco.read(source.file)
         if content["annotations"]:

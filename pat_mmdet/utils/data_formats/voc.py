@@ -19,7 +19,7 @@ from pat_mmdet.utils.data_formats.base import (
     empty_coco,
     named_path,
 )
-from pat_mmdet.utils.images import annotated_size, read_image_sizes
+from pat_mmdet.utils.images import Size, annotated_size, read_image_sizes
 
 SPLITS = ("train", "val", "valid", "test")
 
@@ -125,11 +125,11 @@ def read_list(path: Path, xmls: Mapping[str, Path]) -> list[Path]:
     return [xmls[name] for name in names if name]
 
 
-def read_xml(path: Path) -> tuple[list[float], list[tuple[str, list[float], bool]]]:
+def read_xml(path: Path) -> tuple[Size, list[tuple[str, list[float], bool]]]:
     """Read an XML file.
 
     Returns:
-        tuple: [width, height], 0 if not given, and name, corners and difficulty of the objects.
+        tuple: (width, height), 0 if not given, and name, corners and difficulty of the objects.
 
     Raises:
         ValueError: If it is damaged, or something in it is missing or no number.
@@ -146,8 +146,9 @@ def read_xml(path: Path) -> tuple[list[float], list[tuple[str, list[float], bool
         texts = [element.findtext(f"bndbox/{key}", "") for key in ("xmin", "ymin", "xmax", "ymax")]
         corners = _to_numbers(texts, f"<bndbox> of object {number} of {path}")
         objects.append((name, corners, (element.findtext("difficult") or "0").strip() != "0"))
-    size = [root.findtext(f"size/{key}") or "0" for key in ("width", "height")]
-    return [int(side) for side in _to_numbers(size, f"<size> of {path}")], objects
+    texts = [root.findtext(f"size/{key}") or "0" for key in ("width", "height")]
+    width, height = map(int, _to_numbers(texts, f"<size> of {path}"))
+    return (width, height), objects
 
 
 def _to_numbers(texts: list[str], where: str) -> list[float]:
@@ -174,7 +175,7 @@ def find_images(root: Path, xmls: Iterable[Path]) -> tuple[dict[Path, Path], int
     Raises:
         FileNotFoundError: If an image is missing.
     """
-    by_name = defaultdict(list)
+    by_name: defaultdict[str, list[Path]] = defaultdict(list)
     for path in root.rglob("*"):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             by_name[path.stem].append(path)
@@ -224,10 +225,11 @@ def convert(
         ValueError: If a file cannot be read.
     """
     folder = Path(os.path.commonpath([image.parent for image in images.values()]))
-    contents, changes = {}, {}
+    contents: dict[str, dict] = {}
+    changes: dict[str, dict[str, list[str]]] = {}
     for split, xmls in splits.items():
         coco = empty_coco("converted from Pascal VOC", classes)
-        changed = defaultdict(list)
+        changed: defaultdict[str, list[str]] = defaultdict(list)
         for xml in xmls:
             for note in _convert_image(coco, images[xml], xml, folder, first_pixel):
                 changed[note].append(coco["images"][-1]["file_name"])
@@ -245,9 +247,9 @@ def _convert_image(coco: dict, path: Path, xml: Path, folder: Path, first_pixel:
     corners = [[value - first_pixel for value in values] for _, values, _ in objects]
     boxes = [(x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in corners]
     fits = all(x + w <= size[0] + 1 and y + h <= size[1] + 1 for x, y, w, h in boxes)
-    width, height = annotated_size(str(path), tuple(size), fits) if all(size) else shown
+    width, height = annotated_size(str(path), size, fits) if all(size) else shown
     notes = []
-    if all(size) and size != [width, height]:
+    if all(size) and size != (width, height):
         notes.append("size corrected, width and height were swapped")
     elif (width, height) not in (shown, stored):
         notes.append("warning: image of another size than its XML says")

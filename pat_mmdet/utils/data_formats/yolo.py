@@ -182,7 +182,15 @@ def _images(path: Path) -> list[Path]:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig").splitlines()
+    """Read a text file.
+
+    Raises:
+        ValueError: If it is no text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); correct it") from None
 
 
 def find_label(root: Path, image: Path) -> Path:
@@ -221,10 +229,11 @@ def convert(
     folder = Path(
         os.path.commonpath([image.parent for split in splits.values() for image in split])
     )
-    contents, changes = {}, {}
+    contents: dict[str, dict] = {}
+    changes: dict[str, dict[str, list[str]]] = {}
     for split, images in splits.items():
         coco = empty_coco("converted from YOLO", classes)
-        changed = defaultdict(list)
+        changed: defaultdict[str, list[str]] = defaultdict(list)
         for image in images:
             file_name = image.relative_to(folder).as_posix()
             try:
@@ -257,24 +266,28 @@ def _read_boxes(
         ValueError: If it cannot be read, or has a class that has no name.
     """
     try:
-        from globox import Annotation
+        from globox import BoundingBox
         from globox.errors import ParsingError
     except ImportError:
         raise ImportError(
             "YOLO annotations are read by globox, which is not installed; "
             "pip install 'pat_mmdet[yolo]' or globox"
         ) from None
-    try:
-        boxes = Annotation.from_yolo_v5(path, image_id=path.name, image_size=size).boxes
-    except (ParsingError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is no YOLO file of boxes ({error}); each line has to be a class and x, y, "
-            "width and height as parts of the image"
-        ) from None
-    for box in boxes:
+    boxes = []
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            box = BoundingBox.from_yolo_v5(line, image_size=size)
+        except (AssertionError, ParsingError):
+            raise ValueError(
+                f"line {number} of {path} is {line[:80]!r}; it has to be a class, and x, y, width "
+                "and height of a box as parts of the image"
+            ) from None
         if not box.label.isdecimal() or int(box.label) >= len(names):
             raise ValueError(
-                f"{path} has the class {box.label}, but there are {len(names)} names, for the "
-                f"classes 0 to {len(names) - 1}; correct the file or the names"
+                f"line {number} of {path} has the class {box.label}, but there are {len(names)} "
+                f"names, for the classes 0 to {len(names) - 1}; correct the file or the names"
             )
-    return [(names[int(box.label)], box.ltwh, False) for box in boxes]
+        boxes.append((names[int(box.label)], box.ltwh, False))
+    return boxes
