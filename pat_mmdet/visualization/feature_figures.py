@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,12 +20,13 @@ from torch import Tensor
 
 from pat_mmdet.evaluation.features import energy_kept
 
-_WIDTH = 8.0  # inches, at 100 dots each about the width of a README
+_WIDTH = 7.6  # inches, at 100 dots each about the width of a README
 _STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8}
 # Perceptually even maps, which also the colour-blind can read.
 _SEQUENTIAL, _DIVERGING = "cividis", "PuOr_r"
-# Darkening of a color by a black pixel of the image, and the steps to white: few keep files small.
-_TEXTURE, _STEPS = 0.4, 4
+# Darkening of a color by a black pixel of the image; steps from there to white, and pixels of its
+# longer side: few keep files small.
+_TEXTURE, _STEPS, _SIDE = 0.4, 4, 64
 _MARK = "#d55e00"  # vermillion of Okabe and Ito, on photographs and on cividis
 
 
@@ -73,11 +75,14 @@ def shade(values: np.ndarray, image: np.ndarray, colors: ScalarMappable) -> np.n
         colors (ScalarMappable): Colors of the values.
 
     Returns:
-        np.ndarray: (H, W, 3), 0 to 255.
+        np.ndarray: The image, made smaller, 0 to 255.
     """
-    rows, columns = (np.arange(side) * len(values) // side for side in image.shape[:2])
+    scale = min(1.0, _SIDE / max(image.shape[:2]))
+    size = [max(round(side * scale), 1) for side in image.shape[1::-1]]
+    gray = cv2.resize(image, size, interpolation=cv2.INTER_AREA).mean(2, keepdims=True)
+    rows, columns = (np.arange(side) * len(values) // side for side in gray.shape[:2])
     color = colors.to_rgba(values[np.ix_(rows, columns)])[..., :3]
-    brightness = (image.mean(2, keepdims=True) / 255 * _STEPS).round() / _STEPS
+    brightness = (gray / 255 * _STEPS).round() / _STEPS
     texture = 1 - _TEXTURE * (1 - brightness)
     return (255 * color * texture).round().astype(np.uint8)
 
@@ -106,14 +111,14 @@ def draw_prompts(
         for name, maps, line, *levels in zip(names, rows, axes, plain, prompted):
             line[0].set_axis_off()
             line[1].set_ylabel(name)
-            low, top = np.min(maps), np.max(maps)
+            top = np.max(maps)
             kept = energy_kept(levels[1], levels[0]).item()
             for axis, norms, title in zip(line[1:], maps, ("plain", "prompted")):
-                norm_map = _show_map(axis, norms, image, cmap=_SEQUENTIAL, vmin=low, vmax=top)
-                axis.set_title(title if title == "plain" else f"{title}, energy kept {kept:.0%}")
+                norm_map = _show_map(axis, norms, image, cmap=_SEQUENTIAL, vmin=0, vmax=top)
+                axis.set_title(title if title == "plain" else f"{title}, energy {kept:.0%}")
             figure.colorbar(norm_map, ax=line[2], label="norm")
             change = maps[1] - maps[0]
-            limit = max(np.abs(change).max(), 1e-3 * top)  # a colour for no change at all
+            limit = max(np.abs(change).max(), 0.05 * top)  # what is next to nothing stays pale
             drawn = _show_map(line[3], change, image, cmap=_DIVERGING, vmin=-limit, vmax=limit)
             line[3].set_title("prompted − plain")
             figure.colorbar(drawn, ax=line[3], label="difference")
@@ -163,8 +168,9 @@ def encode_png(figure: Figure) -> bytes:
 
 
 def _show_map(axis: Axes, values: np.ndarray, image: np.ndarray, **colors: Any) -> ScalarMappable:
-    """Show a map (h, w), or an image, in the frame of the image."""
-    drawn = axis.imshow(values, extent=(0, image.shape[1], image.shape[0], 0), **colors)
+    """Show a map (h, w) or (h, w, 3) in the frame of the image, without smoothing."""
+    extent = (0, image.shape[1], image.shape[0], 0)
+    drawn = axis.imshow(values, extent=extent, interpolation="nearest", **colors)
     axis.set(xticks=[], yticks=[])
     return drawn
 

@@ -69,7 +69,7 @@ def test_energy_in_the_titles():
     plain = [torch.ones(2, 3, 4, 4)]
     figure = draw_prompts(plain, [plain[0] / 2], np.zeros((8, 8, 3), np.uint8), ["level 1"])
     titles = [axis.get_title() for axis in figure.axes]
-    assert titles[1:4] == ["plain", "prompted, energy kept 25%", "prompted − plain"]
+    assert titles[1:4] == ["plain", "prompted, energy 25%", "prompted − plain"]
     change = figure.axes[3].images[0].get_array()
     assert np.allclose(change, -(3**0.5) / 2)
 
