@@ -15,6 +15,8 @@ default_hooks = dict(
     finite_check=dict(type="CheckFiniteHook", interval=50, max_skips=0),
     # Seconds for which a worker of a data loader may be stopped.
     stopped_workers=dict(type="StoppedWorkerHook", timeout=300),
+    # A bar below the log lines of a terminal; None for lines alone.
+    progress=dict(type="ProgressBarHook"),
 )
 
 env_cfg = dict(

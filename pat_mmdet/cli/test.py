@@ -137,7 +137,10 @@ def main() -> None:
             dump = "DumpResults" if is_classification(cfg) else "DumpDetResults"
             metric = METRICS.build(dict(type=dump, out_file_path=args.out))
             runner.test_evaluator.metrics.append(metric)
-        runner.test()
+        try:
+            runner.test()
+        finally:
+            runner.call_hook("on_exit")
 
 
 if __name__ == "__main__":

@@ -191,7 +191,10 @@ def train(cfg: Config, launcher: str = "none") -> Runner:
     check_data(cfg, "train", "val")
     prepare_environment(cfg, launcher)
     runner = Runner.from_cfg(cfg)
-    runner.train()
+    try:
+        runner.train()
+    finally:
+        runner.call_hook("on_exit")
     return runner
 
 

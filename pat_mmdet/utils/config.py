@@ -26,6 +26,15 @@ SETTINGS = {
 TASKS = ("detection", "classification")
 # What load_config takes out of a config, or adds to it; all else is as in Config.fromfile.
 BOOKKEEPING = ("method_options", "published", "settings")
+# Default hooks that every Runner has unless they are None.
+MMENGINE_HOOKS = (
+    "checkpoint",
+    "logger",
+    "param_scheduler",
+    "runtime_info",
+    "sampler_seed",
+    "timer",
+)
 
 
 def load_config(
@@ -36,8 +45,8 @@ def load_config(
 ) -> Config:
     """Read a config, put a method in place, apply options of the command line, and check it.
 
-    Without options it is what ``Config.fromfile`` gives, but for :data:`BOOKKEEPING`, and for a
-    ``data_root`` or ``classes`` at the top of a user's config, see
+    Without options it is what ``Config.fromfile`` gives, but for :data:`BOOKKEEPING`, default hooks
+    that are None, and for a ``data_root`` or ``classes`` at the top of a user's config, see
     :mod:`pat_mmdet.utils.data_settings`, or a ``data``, see :mod:`pat_mmdet.utils.data_folder`,
     which is taken out. A config may hold options for single methods, by dotted
     key: ``method_options`` are what a method is used with on this pair, ``published`` what its
@@ -114,7 +123,16 @@ def load_config(
     check_arguments(cfg)  # what the method's options and the settings have changed
     check_run(cfg)
     check_data_settings(cfg)
+    _remove_disabled_hooks(cfg)
     return cfg
+
+
+def _remove_disabled_hooks(cfg: Config) -> None:
+    """Remove default hooks that are None; the Runner takes None for hooks of MMEngine alone."""
+    hooks = cfg.get("default_hooks") or {}
+    for name in [name for name, hook in hooks.items() if hook is None]:
+        if name not in MMENGINE_HOOKS:
+            del hooks[name]
 
 
 def expand_teacher(cfg: Config) -> None:

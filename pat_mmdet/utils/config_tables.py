@@ -157,6 +157,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
             "finite_check",
             "logger",
             "param_scheduler",
+            "progress",
             "runtime_info",
             "sampler_seed",
             "stopped_workers",

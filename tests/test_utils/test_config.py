@@ -151,6 +151,13 @@ def test_other_options_are_applied():
     assert cfg.model.method.raa_grid == 3 and cfg.train_dataloader.batch_size == 2
 
 
+def test_default_hooks_without_a_hook():
+    off = {f"default_hooks.{name}": None for name in ("progress", "finite_check", "timer")}
+    hooks = load_config(str(ROOT / PAIR), off).default_hooks
+    # The Runner knows its own by their names, and takes None for no other.
+    assert "progress" not in hooks and "finite_check" not in hooks and hooks.timer is None
+
+
 def test_work_dir_precedence():
     cfg = pair()
     set_work_dir(cfg, None)

@@ -15,6 +15,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from pat_mmdet.evaluation.features import energy_kept
 from pat_mmdet.models.layers import TokenAligner
 from pat_mmdet.models.methods import PAT
 from pat_mmdet.structures import NetworkOutputs
@@ -118,7 +119,7 @@ class PATStatisticsHook(Hook):
             record["explainable"] = [1 - share for share in record["explainable"]]
         if prompted is not None:
             both = [(x, y[: len(x)]) for x, y in zip(prompted.features, plain.features)]
-            record["energy"] = [_ratio(x.square().mean(), y.square().mean()) for x, y in both]
+            record["energy"] = [energy_kept(*pair).item() for pair in both]
             record["drift"] = list(map(_ratio, (F.mse_loss(*pair) for pair in both), variances))
             if prompted.logits is not None:
                 winners = prompted.logits.argmax(1)

@@ -175,7 +175,7 @@ class BaseDistiller(BaseModel):
 
     def _build_layers(self, image: Tensor) -> None:
         """Build the method's layers from the shapes for an image (1, 3, H, W)."""
-        with _dry_run(self.student, self.teacher):
+        with eval_mode(self.student, self.teacher):
             student, teacher = self._find_shapes(image)
         self.distill.check_networks(student, teacher)
         self.distill.build_layers(student, teacher)
@@ -378,12 +378,14 @@ def _half_precision(name: str | None) -> torch.dtype | None:
 
 
 @contextmanager
-def _dry_run(*networks: nn.Module) -> Iterator[None]:
+def eval_mode(*networks: nn.Module) -> Iterator[None]:
     """Run networks in eval mode without gradient, and restore their modes."""
     modes = [(module, module.training) for net in networks for module in net.modules()]
     for network in networks:
         network.eval()
-    with torch.no_grad():
-        yield
-    for module, training in modes:
-        module.training = training
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pat_mmdet.models.distillers.base import BaseDistiller
 from pat_mmdet.models.distillers.teacher import ClassificationTeacher
-from pat_mmdet.models.task_modules import Activations, Stage, backbone_stages
+from pat_mmdet.models.task_modules import Activations, Stage, find_stages
 from pat_mmdet.models.task_modules.classifier_reader import ClassifierReader
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, Requires
 
@@ -63,9 +63,9 @@ class ClassificationDistiller(BaseDistiller):
         student_stages: Sequence[Stage] = ()
         teacher_stages: Sequence[Stage] = ()
         if requires & Requires.STUDENT_FEATURES:
-            student_stages = _stages(self.student, self._stage_configs[0], "student")
+            student_stages = find_stages(self.student, self._stage_configs[0], "student")
         if requires & (Requires.TEACHER_FEATURES | Requires.PROMPTS):
-            teacher_stages = _stages(network, self._stage_configs[1], "teacher")
+            teacher_stages = find_stages(network, self._stage_configs[1], "teacher")
         self._recorder = ClassifierReader(self.student, student_stages, embedding, logits=True)
         return ClassificationTeacher(
             ClassifierReader(network, teacher_stages, embedding),
@@ -97,14 +97,6 @@ class ClassificationDistiller(BaseDistiller):
             indices = [sample.sample_idx for sample in data_samples]
             outputs.indices = torch.tensor(indices, device=device)
         return outputs
-
-
-def _stages(network: nn.Module, configs: Sequence[dict] | None, role: str) -> tuple[Stage, ...]:
-    """Return the stages of a network: those of its config, else those of its class."""
-    if configs is not None:
-        return tuple(Stage.from_config(config) for config in configs)
-    name = "model" if hasattr(network, "model") else "backbone"
-    return backbone_stages(getattr(network, name), name, role)
 
 
 @contextmanager

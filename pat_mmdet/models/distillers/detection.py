@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pat_mmdet.models.distillers.base import BaseDistiller
 from pat_mmdet.models.distillers.teacher import DetectionTeacher
-from pat_mmdet.models.task_modules import Activations, Recorder, Stage, backbone_stages
+from pat_mmdet.models.task_modules import Activations, Recorder, Stage, find_stages
 from pat_mmdet.models.task_modules.score_readers import (
     STUDENT_SCORES,
     TEACHER_SCORES,
@@ -89,13 +89,9 @@ class DetectionDistiller(BaseDistiller):
             inputs=score_reader.student_inputs if requires & STUDENT_SCORES else None,
             outputs={"features": "neck" if self.student.with_neck else "backbone"},
         )
-        stages: Sequence[Stage]
-        if Requires.PROMPTS not in requires:
-            stages = ()
-        elif self._stage_configs is None:
-            stages = backbone_stages(network.backbone)
-        else:
-            stages = [Stage.from_config(config) for config in self._stage_configs]
+        stages: Sequence[Stage] = ()
+        if Requires.PROMPTS in requires:
+            stages = find_stages(network, self._stage_configs, "teacher")
         return DetectionTeacher(
             score_reader, network, self.student.data_preprocessor, requires, stages, dtype
         )

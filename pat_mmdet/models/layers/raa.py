@@ -98,18 +98,10 @@ class RegionAwareAttention(nn.Module):
         """Split tokens (B, N, dim) into (B, heads, N, dim / heads)."""
         return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Mix the regions of all stages.
+    def _project(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of all regions, each (B, heads, N, dim / heads).
 
-        Args:
-            features (Sequence[Tensor]): Stage maps of the student, each (B, C_i, H_i, W_i), from
-                shallow to deep.
-
-        Returns:
-            list[Tensor]: One map (B, dim, grid, grid) per stage.
-
-        Raises:
-            ValueError: If the number of maps is not the number of stages.
+        Arguments and errors as in :meth:`forward`.
         """
         if len(features) != len(self.embeds):
             raise ValueError(
@@ -123,11 +115,41 @@ class RegionAwareAttention(nn.Module):
         query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
         # In float32 they would widen queries and keys under autocast, only to be halved again.
         positions = self.positions.to(query.dtype)
-        mixed = F.scaled_dot_product_attention(
+        return (
             self._split_heads(query + positions),
             self._split_heads(key + positions),
             self._split_heads(value),
         )
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Mix the regions of all stages.
+
+        Args:
+            features (Sequence[Tensor]): Stage maps of the student, each (B, C_i, H_i, W_i), from
+                shallow to deep.
+
+        Returns:
+            list[Tensor]: One map (B, dim, grid, grid) per stage.
+
+        Raises:
+            ValueError: If the number of maps is not the number of stages.
+        """
+        mixed = F.scaled_dot_product_attention(*self._project(features))
         mixed = mixed.transpose(1, 2).flatten(2)
         maps = mixed.unflatten(1, (len(self.embeds), self.grid, self.grid)).permute(1, 0, 4, 2, 3)
         return list(maps.unbind(0))
+
+    def attention(self, features: Sequence[Tensor]) -> Tensor:
+        """Return the weights with which :meth:`forward` mixes the regions, for figures.
+
+        Args:
+            features (Sequence[Tensor]): As in :meth:`forward`.
+
+        Returns:
+            Tensor: (B, heads, S, grid, grid, S, grid, grid) of S stages: the last three dimensions
+            are the regions that the region of the three before them attends to, and sum to 1.
+        """
+        query, key, _ = self._project(features)
+        weights = (query @ key.transpose(2, 3) / query.shape[-1] ** 0.5).softmax(-1)
+        regions = (len(self.embeds), self.grid, self.grid)
+        return weights.unflatten(3, regions).unflatten(2, regions)

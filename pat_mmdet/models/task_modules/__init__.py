@@ -3,7 +3,7 @@
 from .prefix_cache import PrefixCache
 from .prompter import Prompter
 from .recorder import Activations, Recorder
-from .stages import Stage, backbone_stages, resolve
+from .stages import Stage, backbone_stages, find_stages, resolve
 
 __all__ = [
     "Activations",
@@ -12,5 +12,6 @@ __all__ = [
     "Recorder",
     "Stage",
     "backbone_stages",
+    "find_stages",
     "resolve",
 ]

@@ -127,6 +127,27 @@ def resolve(network: nn.Module, path: str) -> nn.Module:
     )
 
 
+def find_stages(network: nn.Module, configs: Sequence[dict] | None, role: str) -> tuple[Stage, ...]:
+    """Return the stages of a detector or classifier.
+
+    Args:
+        network (nn.Module): The network.
+        configs (Sequence[dict], optional): Its stages, as in ``model.teacher_stages``; by default
+            those of its backbone's class.
+        role (str): ``'student'`` or ``'teacher'``, for the error message.
+
+    Returns:
+        tuple[Stage, ...]: Its stages from shallow to deep.
+
+    Raises:
+        ValueError: If they are unknown.
+    """
+    if configs is not None:
+        return tuple(Stage.from_config(config) for config in configs)
+    name = "model" if hasattr(network, "model") else "backbone"  # of timm's classifiers
+    return backbone_stages(getattr(network, name), name, role)
+
+
 def backbone_stages(
     backbone: nn.Module, prefix: str = "backbone", role: str = "teacher"
 ) -> tuple[Stage, ...]:

@@ -87,6 +87,19 @@ def test_raa_equals_reference_at_any_size(sizes):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+def test_raa_attention_is_what_forward_uses():
+    raa, maps = small_raa(), small_maps()
+    values = []
+    raa.value.register_forward_hook(lambda module, args, output: values.append(output))
+    outputs = torch.stack(raa(maps), 1)  # (B, S, dim, grid, grid)
+    attention = raa.attention(maps)
+    assert attention.shape == (2, 4, 2, 2, 2, 2, 2, 2)
+    torch.testing.assert_close(attention.sum((5, 6, 7)), torch.ones(2, 4, 2, 2, 2))
+    value = values[0].reshape(2, 2, 2, 2, 4, 4)  # B, S, grid, grid, heads, channels
+    mixed = torch.einsum("bhsijtkl,btklhc->bshcij", attention, value).flatten(2, 3)
+    torch.testing.assert_close(mixed, outputs)
+
+
 def test_raa_kernel_size():
     raa = RegionAwareAttention([2] * 4, [(13, 40), (10, 4), (2, 2), (1, 1)], grid=5, dim=8)
     assert [conv.kernel_size for conv in raa.embeds] == [(3, 3), (2, 2), (1, 1), (1, 1)]
