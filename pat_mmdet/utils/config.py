@@ -15,7 +15,7 @@ from mmengine.config import Config, ConfigDict
 from pat_mmdet.utils.cached_config import CachedConfig
 from pat_mmdet.utils.config_files import base_files, overriding_file
 from pat_mmdet.utils.errors import ConfigError
-from pat_mmdet.utils.model_zoo import ZOOS, ZooModel, find_model, list_weights, near_names
+from pat_mmdet.utils.model_zoo import ZOOS, ZooModel, find_checkpoint, find_model, near_names
 from pat_mmdet.utils.paths import CONFIGS, find_config
 
 SETTINGS = {
@@ -144,7 +144,8 @@ def expand_teacher(cfg: Config) -> None:
     if not is_distiller(cfg):
         return
     zoo, checkpoint = _zoo_model(cfg.model.teacher), cfg.model.get("teacher_checkpoint")
-    if zoo is not None and _is_of_another(checkpoint, zoo):
+    other = find_checkpoint(checkpoint) if zoo and checkpoint else None
+    if other is not None and checkpoint not in (zoo.url, zoo.checkpoint):
         raise ConfigError(
             f"model.teacher_checkpoint={checkpoint!r} is of another model than model.teacher; set "
             f"it to {zoo.checkpoint!r}"
@@ -183,17 +184,6 @@ def _zoo_model(teacher: str | Mapping) -> ZooModel | None:
     if name is None or _teacher_file(name) is not None:
         return None
     return find_model(name)
-
-
-def _is_of_another(checkpoint: str | None, zoo: ZooModel) -> bool:
-    """Return True if a checkpoint is that of another model of a zoo."""
-    weights = {
-        f"{package}://{name}": url
-        for package in ZOOS
-        for name, url in list_weights(package).items()
-    }
-    known = {*weights, *weights.values()}
-    return checkpoint in known - {zoo.checkpoint, weights.get(zoo.checkpoint)}
 
 
 def check_config(cfg: Config) -> None:

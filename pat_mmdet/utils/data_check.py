@@ -23,6 +23,7 @@ from pat_mmdet.utils.config_parts import (
 )
 from pat_mmdet.utils.config_tables import BUILDER_KEYS
 from pat_mmdet.utils.errors import ConfigError
+from pat_mmdet.utils.model_zoo import find_checkpoint
 from pat_mmdet.utils.type_names import find_type
 
 
@@ -158,7 +159,8 @@ def check_data(cfg: Config, *splits: str) -> None:
 def _check_teacher(cfg: Config) -> None:
     """Check that a teacher whose class scores are compared was trained on the classes of the data.
 
-    Checkpoints that would have to be downloaded are left to the distiller.
+    What has to be downloaded is left to the distiller, but for weights of a model zoo, whose config
+    is known.
 
     Raises:
         ConfigError: If it was trained on others.
@@ -174,15 +176,19 @@ def _check_teacher(cfg: Config) -> None:
         f"train one on these ({_short(classes)}) by a config of configs/teachers, or take a method "
         "on features, such as pkd"
     )
+    known, source = None, repr(checkpoint)
     if checkpoint is None:
-        number = _pretrained_classes(model["teacher"])
-        if number is not None and number != len(classes):
-            raise ConfigError(
-                f"model.teacher: timm's weights of {model['teacher']['model_name']!r} are for "
-                f"{number} classes, and the data have {len(classes)}; {remedy}"
-            )
+        known, source = _pretrained_classes(model["teacher"]), "of timm"
+    elif "://" in checkpoint:
+        known = _zoo_classes(checkpoint)
+    if known is not None and known != len(classes):
+        raise ConfigError(
+            f"model.teacher: the weights {source} are for {known} classes, and the data have "
+            f"{len(classes)}; {remedy}"
+        )
+    if checkpoint is None or not os.path.isfile(checkpoint):
         return
-    trained = trained_classes(read_checkpoint(checkpoint)) if os.path.isfile(checkpoint) else ()
+    trained = trained_classes(read_checkpoint(checkpoint))
     if trained and trained != classes:
         if len(trained) != len(classes) or set(trained) == set(classes):
             raise ConfigError(
@@ -223,6 +229,13 @@ def _check_files(path: str, node: Mapping) -> None:
                 f"{path}.{key}={place!r}: {whole!r} does not exist; put the data there, or set "
                 f"{path}.{key} to where it is below data_root"
             )
+
+
+def _zoo_classes(checkpoint: str) -> int | None:
+    """Return for how many classes weights of a model zoo are, None if that is not known."""
+    model = find_checkpoint(checkpoint)
+    found = heads(Config.fromfile(model.config)) if model is not None else []
+    return found[0][1]["num_classes"] if found else None
 
 
 def check_class_folders(cfg: Config, *splits: str) -> None:

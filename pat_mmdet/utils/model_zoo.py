@@ -17,23 +17,21 @@ class ZooModel(NamedTuple):
     """A model of a zoo.
 
     Attributes:
+        name (str): Its name.
         config (Path): Its config file.
-        checkpoint (str): Its weights, as ``teacher_checkpoint`` and ``load_from`` take them:
+        url (str | None): Its weights.
+        checkpoint (str): The same as ``teacher_checkpoint`` and ``load_from`` take it by name,
             ``'mmdet://NAME'``.
     """
 
-    config: Path
-    checkpoint: str
-
-
-class _Entry(NamedTuple):
     name: str
     config: Path
     url: str | None
+    checkpoint: str
 
 
 @cache
-def _entries(package: str) -> dict[str, _Entry]:
+def _models(package: str) -> dict[str, ZooModel]:
     """Read the model index of an installed package; by lower-case names and aliases."""
     spec = find_spec(package)
     if spec is None:
@@ -50,7 +48,8 @@ def _entries(package: str) -> dict[str, _Entry]:
         for model in content["Models"] if isinstance(content, dict) else content:
             weights, alias = model.get("Weights"), model.get("Alias") or []
             url = weights[0] if isinstance(weights, list) else weights
-            entry = _Entry(model["Name"], root / model["Config"], url)
+            checkpoint = f"{package}://{model['Name'].lower()}"
+            entry = ZooModel(model["Name"], root / model["Config"], url, checkpoint)
             for name in (model["Name"], *([alias] if isinstance(alias, str) else alias)):
                 found[name.lower()] = entry
     return found
@@ -58,7 +57,7 @@ def _entries(package: str) -> dict[str, _Entry]:
 
 def list_weights(package: str) -> dict[str, str]:
     """Return the URLs of the weights in a package's zoo by the names of the models."""
-    return {name: entry.url for name, entry in _entries(package).items() if entry.url}
+    return {name: model.url for name, model in _models(package).items() if model.url}
 
 
 def find_model(name: str) -> ZooModel | None:
@@ -70,14 +69,24 @@ def find_model(name: str) -> ZooModel | None:
     Returns:
         ZooModel | None: None if there is none.
     """
-    for package in ZOOS:
-        entry = _entries(package).get(name.lower())
-        if entry is not None:
-            return ZooModel(entry.config, f"{package}://{entry.name.lower()}")
-    return None
+    found = (_models(package).get(name.lower()) for package in ZOOS)
+    return next(filter(None, found), None)
+
+
+def find_checkpoint(checkpoint: str) -> ZooModel | None:
+    """Find the model of a zoo that weights belong to.
+
+    Args:
+        checkpoint (str): Their URL, or ``'mmdet://NAME'``.
+
+    Returns:
+        ZooModel | None: None if there is none.
+    """
+    models = (model for package in ZOOS for model in _models(package).values())
+    return next((model for model in models if checkpoint in (model.url, model.checkpoint)), None)
 
 
 def near_names(name: str) -> list[str]:
     """Return names of models that are nearly a given one."""
-    known = [entry.name for package in ZOOS for entry in _entries(package).values()]
+    known = [model.name for package in ZOOS for model in _models(package).values()]
     return get_close_matches(name.lower(), known, cutoff=0.7)

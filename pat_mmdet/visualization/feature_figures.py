@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch import Tensor
 from pat_mmdet.evaluation.features import energy_kept
 
 _WIDTH = 7.6  # inches, at 100 dots each about the width of a README
-_STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8}
+_STYLE: Any = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8}
 # Perceptually even maps, which also the colour-blind can read.
 _SEQUENTIAL, _DIVERGING = "cividis", "PuOr_r"
 # Darkening of a color by a black pixel of the image; steps from there to white, and pixels of its
@@ -167,7 +168,7 @@ def encode_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _show_map(axis: Axes, values: np.ndarray, image: np.ndarray, **colors: Any) -> ScalarMappable:
+def _show_map(axis: Axes, values: np.ndarray, image: np.ndarray, **colors: Any) -> AxesImage:
     """Show a map (h, w) or (h, w, 3) in the frame of the image, without smoothing."""
     extent = (0, image.shape[1], image.shape[0], 0)
     drawn = axis.imshow(values, extent=extent, interpolation="nearest", **colors)

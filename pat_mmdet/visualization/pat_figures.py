@@ -52,7 +52,7 @@ class DistillerFigures:
         num_images (int): Images for the similarity of stages, spread evenly over the dataset.
         batch_size (int): Images of a batch, at least 4.
         image (int): Index of the image that is drawn.
-        region (tuple[int, int], optional): Row and column of the region whose attention is drawn,
+        region (Sequence[int], optional): Row and column of the region whose attention is drawn,
             from 0; by default the one in the middle.
 
     Raises:
@@ -68,7 +68,7 @@ class DistillerFigures:
         num_images: int = 32,
         batch_size: int = 8,
         image: int = 0,
-        region: tuple[int, int] | None = None,
+        region: Sequence[int] | None = None,
     ) -> None:
         if not 0 <= image < len(dataset):
             raise ValueError(f"image={image}: the dataset has the images 0 to {len(dataset) - 1}")
@@ -88,9 +88,9 @@ class DistillerFigures:
         grid = getattr(self._distiller.distill, "raa_grid", 1)
         if region is None:
             return (grid // 2, grid // 2)
-        if not all(0 <= place < grid for place in region):
+        if len(region) != 2 or not all(0 <= place < grid for place in region):
             raise ValueError(
-                f"region={tuple(region)}: rows and columns are 0 to {grid - 1} (raa_grid={grid})"
+                f"region={tuple(region)}: give row and column, 0 to {grid - 1} (raa_grid={grid})"
             )
         return (region[0], region[1])
 
@@ -102,10 +102,10 @@ class DistillerFigures:
         Raises:
             ValueError: If there is no whole batch.
         """
-        indices = np.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).astype(int)
-        indices = [image, *(index for index in indices.tolist() if index != image)]
-        batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-        batches = [[dataset[i] for i in batch] for batch in batches if len(batch) >= MIN_BATCH]
+        spread = np.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).astype(int)
+        indices = [image, *(index for index in spread.tolist() if index != image)]
+        parts = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        batches = [[dataset[i] for i in part] for part in parts if len(part) >= MIN_BATCH]
         if not batches:
             raise ValueError(
                 f"{len(indices)} images are too few for CKA, which needs at least {MIN_BATCH}"

@@ -95,8 +95,10 @@ def test_classification(config, root):
 
 def test_teacher_of_other_classes(root, tmp_path):
     data = {"data": str(root / "image_folder")}
-    with pytest.raises(ConfigError, match=r"timm's weights of 'deit.*' are for 1000 classes"):
+    with pytest.raises(ConfigError, match=r"the weights of timm are for 1000 classes"):
         check_data(load_config(IMAGENET, data), "train")
+    with pytest.raises(ConfigError, match=r"mask_rcnn_swin-t.*pth' are for 80 classes, .* have 2"):
+        check_data(load_config(COCO, {"data": str(root / "coco")}), "train")
     data = {"data": str(root / "coco"), "model.teacher_checkpoint": str(tmp_path / "teacher.pth")}
     for classes, message in ((("cat",), "on 1 classes"), (("dog", "cat"), "on 2 classes, .'dog'")):
         torch.save(dict(meta=dict(dataset_meta=dict(classes=classes))), tmp_path / "teacher.pth")

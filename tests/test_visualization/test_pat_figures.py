@@ -1,6 +1,7 @@
 """Figures of a distiller, and the hook that draws them."""
 
 import copy
+import io
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from helpers import classifiers
 from mmengine.config import ConfigDict
+from PIL import Image
 
 from pat_mmdet.engine.hooks import PATVisualizationHook
 from pat_mmdet.visualization.feature_figures import draw_cka, draw_prompts, encode_png
@@ -29,8 +31,12 @@ def pat(beta=0.5, method="PAT", **options):
     return model
 
 
-def test_figures_leave_the_distiller_as_it_was(dataset):
-    model = pat()
+@pytest.fixture(scope="module")
+def model():
+    return pat()
+
+
+def test_figures_leave_the_distiller_as_it_was(model, dataset):
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     drawing = DistillerFigures(model, dataset, batch_size=4, image=3)
     figures = drawing.draw()
@@ -46,7 +52,6 @@ def test_figures_leave_the_distiller_as_it_was(dataset):
     for row in range(4):
         shares = [int(title.rpartition(" ")[2][:-1]) for title in titles[5 * row + 1 : 5 * row + 5]]
         assert sum(shares) == pytest.approx(100, abs=2)
-    assert encode_png(figures["prompts"]).startswith(b"\x89PNG")
 
 
 def test_prompted_outputs():
@@ -79,19 +84,21 @@ def test_cells_of_cka():
     texts = [[text.get_text() for text in axis.texts] for axis in figure.axes[:2]]
     assert texts == [["0.25", "1.00"], ["0.50", "0.00"]]
     assert [axis.get_title() for axis in figure.axes[:2]] == ["a: mean 0.62", "b: mean 0.25"]
+    with Image.open(io.BytesIO(encode_png(figure))) as image:
+        assert image.format == "PNG" and image.size == (760, 130)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(image=8), "image=8: the dataset has the images 0 to 7"),
-        (dict(region=(0, 2)), r"region=\(0, 2\): rows and columns are 0 to 1 \(raa_grid=2\)"),
+        (dict(region=(0, 2)), r"region=\(0, 2\): give row and column, 0 to 1 \(raa_grid=2\)"),
         (dict(num_images=2), "3 images are too few for CKA, which needs at least 4"),
     ],
 )
-def test_wrong_options(options, message, dataset):
+def test_wrong_options(options, message, model, dataset):
     with pytest.raises(ValueError, match=message):
-        DistillerFigures(pat(), dataset, **{"image": 1, **options})
+        DistillerFigures(model, dataset, **{"image": 1, **options})
 
 
 class Drawn(list):
@@ -112,22 +119,23 @@ def runner(model, dataset, **options):
 def test_hook_draws_at_its_interval(dataset):
     state = runner(pat(method="KD"), dataset)
     hook = PATVisualizationHook(interval=2)
+    hook.after_val_epoch(state)  # of a validation alone
+    hook.after_val_epoch(state)
     hook.before_train(state)
     for state.iter in (10, 20, 30, 40):
         hook.after_val_epoch(state)
     assert state.visualizer == [("cka", 20), ("cka", 40)]  # KD has neither regions nor prompts
 
 
-def test_hook_draws_all_of_pat(dataset):
-    state = runner(pat(), dataset)
+def test_hook_draws_all_of_pat(model, dataset):
+    state = runner(model, dataset)
     hook = PATVisualizationHook(region=(0, 1))
     hook.before_train(state)
     hook.after_val_epoch(state)
     assert state.visualizer == [("pat_attention", 0), ("pat_prompts", 0), ("cka", 0)]
 
 
-def test_hook_needs_a_teacher_and_a_validation(dataset):
-    model = pat(method="KD")
+def test_hook_needs_a_teacher_and_a_validation(model, dataset):
     with pytest.raises(ValueError, match="TimmClassifier has no teacher; take the hook out"):
         PATVisualizationHook().before_train(runner(model.student, dataset))
     state = runner(model, dataset)

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from torch import nn
 
 from pat_mmdet.cli.arguments import add_cfg_options, add_method
 from pat_mmdet.utils import (
@@ -32,7 +31,9 @@ from pat_mmdet.utils import (
     write_atomic,
 )
 from pat_mmdet.utils.errors import clear_errors
-from pat_mmdet.utils.resume import find_checkpoint
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,6 +70,10 @@ def parse_args() -> argparse.Namespace:
 
 def build_baseline(cfg: Config, run: str | None) -> nn.Module:
     """Build the student with the weights of a training, or with those it starts from."""
+    import torch
+
+    from pat_mmdet.utils.resume import find_checkpoint
+
     torch.manual_seed(0)
     student = MODELS.build(student_model(cfg))
     if run is None:
@@ -82,6 +87,9 @@ def main() -> None:
     """Draw as the command line says."""
     args = parse_args()
     with clear_errors(args.traceback):
+        import torch
+
+        from pat_mmdet.utils.resume import find_checkpoint
         from pat_mmdet.visualization.feature_figures import draw_cka, encode_png
         from pat_mmdet.visualization.pat_figures import DistillerFigures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -45,7 +46,8 @@ class PATVisualizationHook(Hook):
         region: Sequence[NonNegativeInt] | None = None,
     ) -> None:
         self.interval = interval
-        self._options = dict(num_images=num_images, image=image, region=region)
+        self._options: dict[str, Any] = dict(num_images=num_images, image=image, region=region)
+        self._figures: DistillerFigures | None = None
         self._num_validations = 0
 
     def before_train(self, runner: Runner) -> None:
@@ -67,16 +69,16 @@ class PATVisualizationHook(Hook):
         self._figures = DistillerFigures(
             model,
             loader.dataset,
-            tuple(runner.cfg.model.get(f"{role}_stages") for role in ("student", "teacher")),
+            (runner.cfg.model.get("student_stages"), runner.cfg.model.get("teacher_stages")),
             batch_size=loader.batch_size or 1,
             **self._options,
         )
         self._start = {f"iteration {runner.iter}": self._figures.cka()}
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Draw, if it is time."""
+        """Draw, if it is time; not in other processes, nor outside of a training."""
         self._num_validations += 1
-        if self._num_validations % self.interval or not is_main_process():
+        if self._num_validations % self.interval or self._figures is None:
             return
         figures = {f"pat_{name}": figure for name, figure in self._figures.draw().items()}
         now = {f"iteration {runner.iter}": self._figures.cka()}

@@ -189,7 +189,7 @@ class ProgressBarHook(Hook):
 
     def _update(self, runner: Runner, mode: str, completed: int) -> None:
         """Show how far a loop is; rate and time are those that IterTimerHook has measured."""
-        fields = {}
+        fields: dict[str, Any] = {}
         seconds = _average(runner, f"{mode}/time")
         if seconds:
             fields["rate"] = f"{1 / seconds:.1f} it/s" if seconds < 1 else f"{seconds:.1f} s/it"

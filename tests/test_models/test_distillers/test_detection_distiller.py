@@ -10,7 +10,7 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import load_state_dict
 
-from pat_mmdet.models.distillers.base import _dry_run
+from pat_mmdet.models.distillers import eval_mode
 from pat_mmdet.models.distillers.detection import _extract_in_float32
 
 
@@ -117,7 +117,7 @@ def test_teacher_is_outside_module_tree(fresh):
 
 def test_dry_run_leaves_the_modes():
     network = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2).eval())
-    with _dry_run(network):
+    with eval_mode(network):
         assert not network.training and not torch.is_grad_enabled()
     assert network.training and not network[1].training
 
