@@ -386,7 +386,7 @@ def _model_of(config: str) -> ConfigDict:
     if path is None:
         zoo = find_model(config)
         if zoo is None:
-            near = near_names(config)
+            near = [] if config.endswith(".py") else near_names(config)
             raise FileNotFoundError(
                 f"model.teacher={config!r}: there is no such config file, neither in "
                 f"{os.getcwd()!r} nor in the shipped {str(CONFIGS)!r}, and no such model in the "

@@ -89,4 +89,4 @@ def find_checkpoint(checkpoint: str) -> ZooModel | None:
 def near_names(name: str) -> list[str]:
     """Return names of models that are nearly a given one."""
     known = [model.name for package in ZOOS for model in _models(package).values()]
-    return get_close_matches(name.lower(), known, cutoff=0.7)
+    return get_close_matches(name.lower(), known)
