@@ -62,7 +62,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--num-images", type=int, default=64, help="images for the CKA (default: %(default)s)"
     )
-    parser.add_argument("--out-dir", type=Path, default=Path("work_dirs/figures"))
+    parser.add_argument(
+        "--out-dir",
+        type=Path,
+        default=Path("work_dirs/figures"),
+        help="folder for the figures (default: %(default)s)",
+    )
     add_method(parser)
     add_cfg_options(parser)
     return parser.parse_args()

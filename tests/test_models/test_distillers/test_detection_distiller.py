@@ -115,7 +115,7 @@ def test_teacher_is_outside_module_tree(fresh):
     assert next(own.teacher.parameters()).dtype == torch.float64
 
 
-def test_dry_run_leaves_the_modes():
+def test_eval_mode_restores_the_modes():
     network = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2).eval())
     with eval_mode(network):
         assert not network.training and not torch.is_grad_enabled()
