@@ -173,8 +173,8 @@ def _check_teacher(cfg: Config) -> None:
         return
     checkpoint, classes = model.get("teacher_checkpoint"), data[0]
     remedy = (
-        f"train one on these ({_short(classes)}) by a config of configs/teachers, or take a method "
-        "on features, such as pkd"
+        f"train one on {_short(classes)} by a config of configs/teachers, or take a method on "
+        "features, such as pkd"
     )
     known, source = None, repr(checkpoint)
     if checkpoint is None:
