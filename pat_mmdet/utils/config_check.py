@@ -211,7 +211,8 @@ def _check_part(part: _Part, complete: bool) -> None:
                 for name, value in accepted_arguments(receiver).arguments.items()
             }
             accepted = Accepted({**arguments, **accepted.arguments}, accepted.others)
-        problems.append(_problem(path, node, owner, item, accepted))
+        problem = _problem(path, node, owner, item, accepted)
+        problems.append(problem or _unknown_depth(path, node, target))
     if problems and all(problems):
         raise ConfigError(problems[0])
 
@@ -242,6 +243,16 @@ def _targets(part: _Part, complete: bool) -> list[tuple[str, Callable]]:
             "yours, import its module by custom_imports"
         )
     return []
+
+
+def _unknown_depth(path: str, node: Mapping, target: Callable) -> str | None:
+    """Return what is wrong with a depth that is not in the table of a backbone of OpenMMLab."""
+    known = getattr(target, "arch_settings", None)
+    if not isinstance(known, Mapping) or node.get("depth", next(iter(known))) in known:
+        return None
+    return (
+        f"{path}.depth={node['depth']!r}: {node['type']} takes one of {', '.join(map(repr, known))}"
+    )
 
 
 def _receiver(target: Callable, node: Mapping, scope: str) -> Callable | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 SPLITS = ("train", "val", "test")
 # They have an output for each class of the data; other heads of a detector count something else.
-_HEADS = ("bbox_head", "head", "mask_head")
+# So has mmpretrain's preprocessor, which makes vectors of the labels that it mixes.
+_HEADS = ("bbox_head", "data_preprocessor", "head", "mask_head")
 
 
 def data_sets(cfg: Mapping, split: str) -> list[tuple[str, Any]]:
@@ -49,10 +50,11 @@ def heads(cfg: Mapping) -> list[tuple[str, dict]]:
     networks = [("model", model)]
     if "student" in model and "teacher" in model:
         networks = [(f"model.{name}", model[name]) for name in ("student", "teacher")]
+    networks.append(("data_preprocessor", cfg.get("data_preprocessor")))
     found = []
     for start, network in networks:
         if not isinstance(network, Mapping):
-            continue  # the path of a config
+            continue  # the path of a config, or none
         for path, node in walk(network, start):
             steps = path.split(".")
             name = steps[-2] if steps[-1].isdigit() else steps[-1]

@@ -193,7 +193,35 @@ def _check_scheduler(path: str, node: Mapping) -> None:
         raise ConfigError(f"{path}.milestones={milestones}: give each once, in ascending order")
 
 
-def schedule_notes(cfg: Mapping) -> list[str]:
+def notes(cfg: Mapping) -> list[str]:
+    """Return what of a config is legal, but may not do what was meant."""
+    return [*_distiller_notes(cfg), *_schedule_notes(cfg)]
+
+
+def _distiller_notes(cfg: Mapping) -> list[str]:
+    """Return which setting of a distiller has no effect, and whether a resume is inexact."""
+    model = cfg.get("model") or {}
+    networks = [model.get(name) for name in ("student", "teacher")]
+    if not all(isinstance(node, Mapping) for node in networks):
+        return []
+    found = []
+    if cfg.get("data_preprocessor") and all(node.get("data_preprocessor") for node in networks):
+        found.append(
+            "data_preprocessor at the top has no effect, as student and teacher have their own; "
+            "change model.student.data_preprocessor and model.teacher.data_preprocessor"
+        )
+    teacher = networks[1]
+    initial = teacher.get("pretrained") or (teacher.get("init_cfg") or {}).get("checkpoint")
+    seed = (cfg.get("randomness") or {}).get("seed")
+    if model.get("teacher_checkpoint") is None and not initial and seed is None:
+        found.append(
+            "the teacher has random weights (model.teacher_checkpoint=None), and others after a "
+            "resume; set randomness.seed for the same ones"
+        )
+    return found
+
+
+def _schedule_notes(cfg: Mapping) -> list[str]:
     """Return what of schedules and evaluation lies after the end of training."""
     loop = cfg.get("train_cfg") or {}
     epochs = _counts_epochs(cfg)
