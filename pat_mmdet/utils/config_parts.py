@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from pat_mmdet.utils.nested import walk
 
 SPLITS = ("train", "val", "test")
 # They have an output for each class of the data; other heads of a detector count something else.
@@ -73,17 +75,6 @@ def class_names(classes: Any) -> tuple[str, ...] | None:
 def join(root: str | None, path: str) -> str:
     """Join a path to a folder as mmengine's data sets do."""
     return path if "://" in path else os.path.join(root or "", path)
-
-
-def walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield path and dict of every dict inside a value, from the outside in."""
-    if isinstance(node, Mapping):
-        yield path, node
-        for key, value in node.items():
-            yield from walk(value, f"{path}.{key}")
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from walk(value, f"{path}.{index}")
 
 
 def has_config_check(cfg: Mapping) -> bool:

@@ -169,7 +169,7 @@ def test_checkpoint_of_another_run_is_not_named_as_the_last(tmp_path, restore_sc
     source = tmp_path / "first" / "iter_4.pth"
     made = make(tmp_path / "second", break_gradient, at=[5])
     made._load_from, made._resume = str(source), True
-    with pytest.raises(FloatingPointError, match="iteration 5: .* and no checkpoint was written"):
+    with pytest.raises(FloatingPointError, match=r"iteration 5: .* and no checkpoint was written"):
         made.train()
     checkpoint = torch.load(source, weights_only=True)
     checkpoint["state_dict"]["linear.bias"][0] = NAN
