@@ -7,11 +7,11 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pat_mmdet.cli.compare import compare
+from pat_mmdet.cli.export import export
 from pat_mmdet.utils.paths import CONFIGS
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def distill(
     if data is not None:
         folder = data if isinstance(data, dict) else os.fspath(data)
         cfg_options = {**(cfg_options or {}), "data": folder}
-    cfg = load_config(os.fspath(config), cfg_options, method)
+    cfg = load_config(config, cfg_options, method)
     set_training_dir(cfg, None if work_dir is None else os.fspath(work_dir), method)
     set_resume(cfg, "auto" if resume else None)
     # A visualizer is built once a name and process; the Runner gives one without it a name that is
@@ -110,56 +110,7 @@ def load_student(
     from pat_mmdet.utils.resume import find_checkpoint
 
     checkpoint = find_checkpoint(os.fspath(checkpoint_or_run))
-    student = load_student(None if config is None else os.fspath(config), checkpoint)
+    student = load_student(config, checkpoint)
     student.model.cfg = plain_config(student.cfg)
     student.model.dataset_meta = student.dataset_meta
     return student.model.to(device).eval()
-
-
-def export(
-    config: str | os.PathLike | None, checkpoint: str | os.PathLike, out: str | os.PathLike
-) -> None:
-    """Write a trained student for use without this package, as ``pat-mmdet export`` does.
-
-    Args:
-        config (str | os.PathLike, optional): Config it was trained with; with None, the one in the
-            checkpoint.
-        checkpoint (str | os.PathLike): Checkpoint of the training.
-        out (str | os.PathLike): File to write: ``.pth`` and ``.safetensors`` have the weights, with
-            the plain config beside them; ``.onnx`` is compared with PyTorch first.
-
-    Raises:
-        FileNotFoundError: If there is no such config or checkpoint.
-        ValueError: If they do not fit together, the ending of ``out`` is another one, or ONNX does
-            not agree with PyTorch.
-    """
-    from pat_mmdet.cli.export import export
-
-    export(None if config is None else os.fspath(config), os.fspath(checkpoint), Path(out))
-
-
-def compare(
-    config: str | os.PathLike,
-    runs: Sequence[str],
-    out: str | os.PathLike = "compare.html",
-    num_images: int = 100,
-    with_teacher: bool = True,
-    cfg_options: dict[str, Any] | None = None,
-) -> None:
-    """Write a page that compares a teacher and its students, as ``pat-mmdet compare`` does.
-
-    Args:
-        config (str | os.PathLike): Config with the test set and, of a distiller, the teacher.
-        runs (Sequence[str]): Work dirs of trainings or checkpoints, as ``'NAME=RUN'`` or ``'RUN'``.
-        out (str | os.PathLike): The page (.html).
-        num_images (int): How many images it has at most.
-        with_teacher (bool): Whether the teacher of a distiller is compared, too.
-        cfg_options (dict, optional): Values by dotted key.
-
-    Raises:
-        FileNotFoundError: If there is no such config or run.
-        ValueError: If a run does not fit the test set, or two have the same name.
-    """
-    from pat_mmdet.cli.compare import compare_runs
-
-    compare_runs(os.fspath(config), runs, Path(out), num_images, with_teacher, cfg_options)

@@ -13,7 +13,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config
 
@@ -119,23 +119,23 @@ def _list(classes: Sequence[str]) -> str:
     return f"{len(classes)} classes ({names}{', …' if len(classes) > 5 else ''})"
 
 
-def compare_runs(
-    config: str,
+def compare(
+    config: str | os.PathLike,
     runs: Sequence[str],
-    out: Path,
+    out: str | os.PathLike = "compare.html",
     num_images: int = 100,
     with_teacher: bool = True,
-    options: dict | None = None,
+    cfg_options: dict[str, Any] | None = None,
 ) -> None:
     """Evaluate the teacher of a config and trained students, and write a page that compares them.
 
     Args:
-        config (str): Path of the config with the test set and, of a distiller, the teacher.
-        runs (Sequence[str]): Work dirs or checkpoints, with ``NAME=`` before them or not.
-        out (Path): The page (.html).
+        config (str | os.PathLike): Config with the test set and, of a distiller, the teacher.
+        runs (Sequence[str]): Work dirs of trainings or checkpoints, as ``'NAME=RUN'`` or ``'RUN'``.
+        out (str | os.PathLike): The page (.html).
         num_images (int): How many images it has at most.
         with_teacher (bool): Whether the teacher of a distiller is compared, too.
-        options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
+        cfg_options (dict, optional): Values by dotted key.
 
     Raises:
         FileNotFoundError: If there is no such config or run.
@@ -144,9 +144,9 @@ def compare_runs(
     from mmengine.registry import init_default_scope
 
     from pat_mmdet.utils import check_data
-    from pat_mmdet.visualization import compare
+    from pat_mmdet.visualization import compare as write_page
 
-    cfg = load_config(config, options)
+    cfg = load_config(config, cfg_options)
     check_data(cfg, "test")
     prepare_environment(cfg, "none")
     init_default_scope(cfg.get("default_scope", "mmdet"))
@@ -156,14 +156,14 @@ def compare_runs(
     names = [network.name for network in networks]
     if len(set(names)) < len(names):
         raise ValueError(f"two networks have the same name in {names}; give NAME=RUN")
-    compare(cfg, networks, num_images, out, title=Path(config).stem)
+    write_page(cfg, networks, num_images, Path(out), title=Path(config).stem)
 
 
 def main() -> None:
     """Compare as the command line says."""
     args = parse_args()
     with clear_errors(args.traceback):
-        compare_runs(
+        compare(
             args.config, args.runs, args.out, args.num_images, not args.no_teacher, args.cfg_options
         )
     print(f"page: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")

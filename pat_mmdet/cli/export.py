@@ -14,7 +14,6 @@ import inspect
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +30,7 @@ from pat_mmdet.utils import (
 )
 from pat_mmdet.utils.config_text import parse_config_text
 from pat_mmdet.utils.errors import clear_errors
+from pat_mmdet.utils.nested import walk
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,12 +73,14 @@ class Student(NamedTuple):
     dataset_meta: dict[str, Any]
 
 
-def load_student(config: str | None, checkpoint: str, options: dict | None = None) -> Student:
+def load_student(
+    config: str | os.PathLike | None, checkpoint: str, options: dict | None = None
+) -> Student:
     """Build a student and load its weights.
 
     Args:
-        config (str, optional): Path of the config, of a pair or of the student alone; by default
-            the one in the checkpoint.
+        config (str | os.PathLike, optional): Path of the config, of a pair or of the student alone;
+            by default the one in the checkpoint.
         checkpoint (str): Checkpoint of the training, or weights.
         options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
 
@@ -99,11 +101,13 @@ def load_student(config: str | None, checkpoint: str, options: dict | None = Non
     return Student(cfg, model, find_dataset_meta(cfg, meta))
 
 
-def choose_config(config: str | None, checkpoint: str, meta: Any, options: dict | None) -> Config:
+def choose_config(
+    config: str | os.PathLike | None, checkpoint: str, meta: Any, options: dict | None
+) -> Config:
     """Read the config of a checkpoint.
 
     Args:
-        config (str, optional): Path of the config; by default the one inside is taken.
+        config (str | os.PathLike, optional): Its path; by default the one inside is taken.
         checkpoint (str): The checkpoint, for messages.
         meta (Any): Its ``meta``.
         options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
@@ -198,9 +202,9 @@ def plain_config(cfg: Config) -> Config:
     if plain.get("visualizer", {}).get("vis_backends"):
         plain["visualizer"]["vis_backends"] = [dict(type="LocalVisBackend")]
     imports = plain.pop("custom_imports", {}).get("imports", [])
-    roots = {node["data_root"] for node in _nodes(plain) if node.get("data_root")}
+    roots = {node["data_root"] for _, node in walk(plain) if node.get("data_root")}
     plain = _plain(plain, roots)
-    used = {_plain_class(node["type"]) for node in _nodes(plain) if "type" in node}
+    used = {_plain_class(node["type"]) for _, node in walk(plain) if "type" in node}
     needed = [module for module in imports if _is_needed(module, used, method)]
     if needed:
         plain["custom_imports"] = dict(imports=needed)
@@ -253,16 +257,6 @@ def _plain_class(name: Any) -> type | None:
     return base if registered is not None and issubclass(registered, base) else cls
 
 
-def _nodes(value: Any) -> Iterator[dict]:
-    """Yield every dict of a config, at any depth."""
-    if isinstance(value, dict):
-        yield value
-        value = value.values()
-    if not isinstance(value, str) and isinstance(value, Iterable):
-        for item in value:
-            yield from _nodes(item)
-
-
 def _plain(value: Any, roots: set[str]) -> Any:
     """Replace classes of this project, pretrained weights and absolute paths at any depth.
 
@@ -298,7 +292,7 @@ def _plain(value: Any, roots: set[str]) -> Any:
 def _loads_pretrained(key: str, value: Any) -> bool:
     """Return True for a setting that loads pretrained weights; the student's replace them."""
     if key == "init_cfg":
-        return any(node.get("type") == "Pretrained" for node in _nodes(value))
+        return any(node.get("type") == "Pretrained" for _, node in walk(value))
     return key == "pretrained" and bool(value)
 
 
@@ -371,7 +365,7 @@ def _write_onnx(student: Student, out: Path, image: str | None) -> None:
             f"{out} is not written: it would not predict what PyTorch predicts, see above"
         )
     write_atomic(out, content)
-    if not any(difference.count for difference in differences):
+    if not any(difference.num_predictions for difference in differences):
         print(
             "Nothing was detected, so no boxes were compared: give an image with objects, --image"
         )
@@ -382,19 +376,21 @@ _WRITERS = {".pth": _write_weights, ".safetensors": _write_weights, ".onnx": _wr
 
 
 def export(
-    config: str | None,
-    checkpoint: str,
-    out: Path,
-    options: dict | None = None,
+    config: str | os.PathLike | None,
+    checkpoint: str | os.PathLike,
+    out: str | os.PathLike,
+    cfg_options: dict[str, Any] | None = None,
     image: str | None = None,
 ) -> None:
     """Write a trained student for use without this package.
 
     Args:
-        config (str, optional): Path of its config, see :func:`load_student`.
-        checkpoint (str): Checkpoint of the training.
-        out (Path): File to write; its ending decides what, see the top of this module.
-        options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
+        config (str | os.PathLike, optional): Config it was trained with; with None, the one in the
+            checkpoint.
+        checkpoint (str | os.PathLike): Checkpoint of the training.
+        out (str | os.PathLike): File to write: ``.pth`` and ``.safetensors`` have the weights, with
+            the plain config beside them; ``.onnx`` is compared with PyTorch first.
+        cfg_options (dict, optional): Values by dotted key.
         image (str, optional): Image to compare the predictions of ONNX and PyTorch on; by default
             one of the config's test images.
 
@@ -403,9 +399,11 @@ def export(
         ValueError: If they do not fit together, the ending is not known, or ONNX does not agree
             with PyTorch.
     """
+    out = Path(out)
     if out.suffix not in _WRITERS:
         raise ValueError(f"{str(out)!r} must end with {' or '.join(_WRITERS)}")
-    _WRITERS[out.suffix](load_student(config, checkpoint, options), out, image)
+    student = load_student(config, os.fspath(checkpoint), cfg_options)
+    _WRITERS[out.suffix](student, out, image)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from pat_mmdet.cli.arguments import add_cfg_options
 from pat_mmdet.cli.export import choose_config, find_dataset_meta, plain_config
 from pat_mmdet.cli.test import is_classification
 from pat_mmdet.utils import prepare_environment
+from pat_mmdet.utils.config import is_rgb
 from pat_mmdet.utils.errors import clear_errors
 from pat_mmdet.utils.io import write_atomic
 
@@ -203,15 +204,10 @@ def _load_classifier(cfg: Config, checkpoint: str, device: str) -> Predict:
 
     from pat_mmdet.utils import load_weights
 
-    pipeline = cfg.test_dataloader.dataset.pipeline
-    for step in pipeline:
-        if step["type"] == "LoadImageOrSkip":
-            step["type"] = "LoadImageFromFile"  # which the inferencer leaves out
     model = get_model(cfg, device=device)
     load_weights(model, checkpoint, allow_unused=("distill.",))
     inferencer = ImageClassificationInferencer(model)
-    # Data sets such as CIFAR-100 hold their images in memory, as RGB, so nothing loads files.
-    order = 1 if any(step["type"] == "LoadImageFromFile" for step in pipeline) else -1
+    order = -1 if is_rgb(cfg) else 1
     return lambda image: next(
         map(inferencer.forward, inferencer.preprocess([image[..., ::order]]))
     )[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -26,12 +25,7 @@ if TYPE_CHECKING:
 _BACKENDS: dict[str, dict[str, str]] = {
     "tensorboard": dict(type="TensorboardVisBackend"),
     "wandb": dict(type="WandbVisBackend"),
-    # Where MLflow itself would log. MMEngine's default, plain files in the work dir, is refused by
-    # its newer versions.
-    "mlflow": dict(
-        type="MLflowVisBackend",
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"),
-    ),
+    "mlflow": dict(type="EnvMLflowVisBackend"),
 }
 
 

@@ -280,11 +280,21 @@ class CheckedCOCO(COCO):
         rows = {image["id"]: row for row, image in enumerate(images)}
         row = np.array([rows[image_id] for image_id in _values(annotations, "image_id")])
         sizes = np.array([(image["width"], image["height"]) for image in images])
+        self._refuse_fractions(boxes, sizes)
         self._refuse_corners(boxes, sizes[row])
         if image_folder is not None:
             begin, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
             self._swap_sizes(image_folder, row, end, sizes)
             self._count_boxes(begin, end, area, sizes[row])
+
+    def _refuse_fractions(self, boxes: np.ndarray, sizes: np.ndarray) -> None:
+        """Refuse boxes (N, 4) that are shares of the sizes (M, 2) of the images."""
+        if (boxes >= 0).all() and boxes.max() <= 1 < sizes.min():
+            raise self._error(
+                f"has boxes whose coordinates look normalised (0 to 1), for example "
+                f"{boxes[0].tolist()}; COCO wants pixels: multiply x and width by the image's "
+                "width, y and height by its height, and set 'area' to width times height"
+            )
 
     def _refuse_corners(self, boxes: np.ndarray, sizes: np.ndarray) -> None:
         """Refuse boxes that are (x1, y1, x2, y2).

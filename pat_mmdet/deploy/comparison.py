@@ -17,9 +17,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from pat_mmdet.deploy.graphs import detection_cfg
-from pat_mmdet.deploy.onnx_export import is_rgb
 from pat_mmdet.deploy.preprocessing import read_image
 from pat_mmdet.deploy.runtime import Detections, OnnxClassifier, OnnxDetector
+from pat_mmdet.utils.config import is_rgb
 
 BOX_TOLERANCE = 1e-3  # pixels
 SCORE_TOLERANCE = 1e-5

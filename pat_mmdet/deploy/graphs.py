@@ -7,6 +7,7 @@ that they call is MMDetection's: backbones, necks, heads, box coders, anchors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,20 +64,27 @@ class ImagePreprocessor(nn.Module):
         return image
 
 
-class ClassifierGraph(nn.Module):
-    """A classifier from pixels to probabilities.
+class _Graph(nn.Module):
+    """A network behind its normalisation and padding.
 
     Args:
-        model (nn.Module): Classifier of mmpretrain, in eval mode.
+        model (nn.Module): Detector of MMDetection or classifier of mmpretrain, in eval mode.
         is_rgb (bool): Whether it takes RGB images.
     """
 
     def __init__(self, model: nn.Module, is_rgb: bool) -> None:
-        from mmpretrain.models.utils import ShiftWindowMSA  # detection does without mmpretrain
-
         super().__init__()
         self.model = model
         self.preprocess = ImagePreprocessor(model.data_preprocessor, is_rgb)
+
+
+class ClassifierGraph(_Graph):
+    """A classifier from pixels to probabilities; arguments as in :class:`_Graph`."""
+
+    def __init__(self, model: nn.Module, is_rgb: bool) -> None:
+        from mmpretrain.models.utils import ShiftWindowMSA  # detection does without mmpretrain
+
+        super().__init__(model, is_rgb)
         for module in model.modules():
             if isinstance(module, ShiftWindowMSA):
                 module.window_reverse = _reverse_windows
@@ -86,20 +94,14 @@ class ClassifierGraph(nn.Module):
         return self.model(self.preprocess(image), mode="tensor").softmax(-1)
 
 
-class OneStageGraph(nn.Module):
+class OneStageGraph(_Graph):
     """A detector with a dense head (RetinaNet, ATSS, GFL, FCOS) from pixels to detections.
 
-    Computes ``BaseDenseHead.predict`` for one image.
-
-    Args:
-        model (nn.Module): Detector of MMDetection, in eval mode.
-        is_rgb (bool): Whether it takes RGB images.
+    Computes ``BaseDenseHead.predict`` for one image. Arguments as in :class:`_Graph`.
     """
 
     def __init__(self, model: nn.Module, is_rgb: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.preprocess = ImagePreprocessor(model.data_preprocessor, is_rgb)
+        super().__init__(model, is_rgb)
         head = model.bbox_head
         _check_unchanged(head, GFLHead if hasattr(head, "integral") else BaseDenseHead)
         _check_test_cfg(head.test_cfg, "test_cfg", "nms_pre", "max_per_img")
@@ -123,12 +125,9 @@ class OneStageGraph(nn.Module):
         head = self.model.bbox_head
         cfg = head.test_cfg
         logits, deltas, *factors = head(self.model.extract_feat(self.preprocess(image)))
-        sizes = [logit.shape[-2:] for logit in logits]
-        priors = head.prior_generator.grid_priors(sizes, dtype=image.dtype, device=image.device)
         levels = []
-        for level, prior in enumerate(priors):
-            scores = _flat(logits[level], head.cls_out_channels)
-            scores = scores.sigmoid() if head.use_sigmoid_cls else scores.softmax(-1)[:, :-1]
+        for level, prior in enumerate(_priors(head, logits)):
+            scores = _scores(head, logits[level])
             num_classes = scores.shape[1]
             score, index = _top(scores.reshape(-1), cfg.nms_pre)
             place, label = index // num_classes, index % num_classes
@@ -155,21 +154,15 @@ class OneStageGraph(nn.Module):
         return head.bbox_coder.decode(head.anchor_center(priors), distances * stride)
 
 
-class TwoStageGraph(nn.Module):
+class TwoStageGraph(_Graph):
     """Faster R-CNN from pixels to detections.
 
     Computes ``RPNHead.predict`` and ``StandardRoIHead.predict`` for one image, with a fixed number
-    of proposals.
-
-    Args:
-        model (nn.Module): Detector of MMDetection, in eval mode.
-        is_rgb (bool): Whether it takes RGB images.
+    of proposals. Arguments as in :class:`_Graph`.
     """
 
     def __init__(self, model: nn.Module, is_rgb: bool) -> None:
-        super().__init__()
-        self.model = model
-        self.preprocess = ImagePreprocessor(model.data_preprocessor, is_rgb)
+        super().__init__(model, is_rgb)
         roi_head = model.roi_head
         if type(roi_head) is not StandardRoIHead or roi_head.with_mask:
             raise ValueError(
@@ -215,15 +208,9 @@ class TwoStageGraph(nn.Module):
         head = self.model.rpn_head
         cfg = head.test_cfg
         logits, deltas = head(features)
-        sizes = [logit.shape[-2:] for logit in logits]
-        priors = head.prior_generator.grid_priors(
-            sizes, dtype=features[0].dtype, device=features[0].device
-        )
         levels = []
-        for level, (logit, delta, prior) in enumerate(zip(logits, deltas, priors)):
-            scores = _flat(logit, head.cls_out_channels)
-            scores = scores.sigmoid() if head.use_sigmoid_cls else scores.softmax(-1)[:, :-1]
-            score, place = _top(scores.reshape(-1), cfg.nms_pre)
+        for level, (logit, delta, prior) in enumerate(zip(logits, deltas, _priors(head, logits))):
+            score, place = _top(_scores(head, logit).reshape(-1), cfg.nms_pre)
             boxes = head.bbox_coder.decode(prior[place], _flat(delta, 4)[place])
             boxes = _clip(head.bbox_coder, boxes, height, width)
             levels.append((boxes, score, torch.full_like(place, level)))
@@ -308,6 +295,19 @@ def _reverse_windows(windows: Tensor, height: int, width: int, window_size: int)
 def _flat(maps: Tensor, channels: int) -> Tensor:
     """Reshape maps (1, A * channels, H, W) of one image to (H * W * A, channels)."""
     return maps[0].permute(1, 2, 0).reshape(-1, channels)
+
+
+def _priors(head: nn.Module, logits: Sequence[Tensor]) -> list[Tensor]:
+    """Return the anchors or points (N, 4 or 2) of each level of a dense head."""
+    sizes = [logit.shape[-2:] for logit in logits]
+    like = dict(dtype=logits[0].dtype, device=logits[0].device)
+    return head.prior_generator.grid_priors(sizes, **like)
+
+
+def _scores(head: nn.Module, logits: Tensor) -> Tensor:
+    """Return the scores (N, K) of a level of a dense head, without background."""
+    scores = _flat(logits, head.cls_out_channels)
+    return scores.sigmoid() if head.use_sigmoid_cls else scores.softmax(-1)[:, :-1]
 
 
 def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from pat_mmdet.deploy.graphs import (
     detection_head,
 )
 from pat_mmdet.deploy.preprocessing import PILLOW_FILTERS
+from pat_mmdet.utils.config import is_rgb
 
 # ONNX's RoIAlign has MMDetection's pixel centres since version 16; of 18 all runtimes read.
 OPSET = 18
@@ -89,16 +90,6 @@ def export_onnx(model: nn.Module, cfg: Config, classes: list[str]) -> bytes:
     onnx.helper.set_model_props(proto, dict(task=task, **texts))
     onnx.checker.check_model(proto)
     return proto.SerializeToString()
-
-
-def is_rgb(cfg: Config) -> bool:
-    """Return True if the network of a config takes RGB images.
-
-    Data sets that hold their images in memory, such as CIFAR-100, have them in RGB. What a test
-    pipeline loads is BGR.
-    """
-    first = TRANSFORMS.build(dict(cfg.test_dataloader.dataset.pipeline[0]))
-    return not isinstance(first, mmcv.transforms.LoadImageFromFile)
 
 
 def read_pipeline(cfg: Config) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ class Detections(NamedTuple):
     labels: np.ndarray
 
 
-class _OnnxModel:
+class OnnxModel:
     """A network that ``pat-mmdet export`` has written.
 
     Args:
@@ -114,18 +114,10 @@ class _OnnxModel:
         return np.ascontiguousarray(resized.transpose(2, 0, 1)[None], dtype=np.float32)
 
 
-class OnnxDetector(_OnnxModel):
+class OnnxDetector(OnnxModel):
     """A detector in ONNX.
 
-    Args:
-        file (str | Path | bytes): Path of the file, or its content.
-        num_threads (int): Threads that a prediction uses; 0 for one per core.
-        providers (Sequence[str], optional): Execution providers of onnxruntime, by preference; by
-            default CUDA's where it is installed, and the CPU's.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be loaded, was not written by the export, or is no detector.
+    See :class:`OnnxModel` for the arguments.
 
     Example:
         >>> detector = OnnxDetector("student.onnx")
@@ -156,18 +148,10 @@ class OnnxDetector(_OnnxModel):
         return Detections(boxes * np.array([x, y, x, y], np.float32), scores, labels)
 
 
-class OnnxClassifier(_OnnxModel):
+class OnnxClassifier(OnnxModel):
     """A classifier in ONNX.
 
-    Args:
-        file (str | Path | bytes): Path of the file, or its content.
-        num_threads (int): Threads that a prediction uses; 0 for one per core.
-        providers (Sequence[str], optional): Execution providers of onnxruntime, by preference; by
-            default CUDA's where it is installed, and the CPU's.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be loaded, was not written by the export, or is no classifier.
+    See :class:`OnnxModel` for the arguments.
 
     Example:
         >>> classifier = OnnxClassifier("student.onnx")

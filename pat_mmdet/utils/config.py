@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from mmengine.config import Config, ConfigDict
 
 from pat_mmdet.utils.cached_config import CachedConfig
 from pat_mmdet.utils.config_files import base_files, overriding_file
+from pat_mmdet.utils.config_parts import SPLITS
 from pat_mmdet.utils.errors import ConfigError
 from pat_mmdet.utils.model_zoo import ZOOS, ZooModel, find_checkpoint, find_model, near_names
+from pat_mmdet.utils.nested import walk
 from pat_mmdet.utils.paths import CONFIGS, find_config
 
 SETTINGS = {
@@ -38,7 +40,7 @@ MMENGINE_HOOKS = (
 
 
 def load_config(
-    path: str,
+    path: str | os.PathLike,
     options: dict | None = None,
     method: str | None = None,
     settings: str | None = None,
@@ -53,7 +55,7 @@ def load_config(
     published run changed in the training.
 
     Args:
-        path (str): Path of the config, see :func:`find_config`.
+        path (str | os.PathLike): Path of the config, see :func:`find_config`.
         options (dict, optional): Values by dotted key, as ``--cfg-options`` gives them.
         method (str, optional): Name of a method overlay, see :func:`apply_method`.
         settings (str, optional): ``'equal'``, training all methods alike, or ``'published'``; by
@@ -135,6 +137,19 @@ def _remove_disabled_hooks(cfg: Config) -> None:
             del hooks[name]
 
 
+def is_rgb(cfg: Config) -> bool:
+    """Return True if the network of a config takes RGB images.
+
+    Data sets that hold their images in memory, such as CIFAR-100, have them in RGB. What a test
+    pipeline loads is BGR.
+    """
+    from mmcv.transforms import LoadImageFromFile
+    from mmengine.registry import TRANSFORMS
+
+    first = TRANSFORMS.build(dict(cfg.test_dataloader.dataset.pipeline[0]))
+    return not isinstance(first, LoadImageFromFile)
+
+
 def expand_teacher(cfg: Config) -> None:
     """Put the model config of a teacher in place of its path or name, as the distiller does.
 
@@ -196,7 +211,6 @@ def check_config(cfg: Config) -> None:
         ConfigError: If the tools would have changed it or refused it.
     """
     from pat_mmdet.utils.config_check import check_arguments, check_sections
-    from pat_mmdet.utils.config_parts import SPLITS
     from pat_mmdet.utils.data_check import check_class_folders, check_data_settings
     from pat_mmdet.utils.data_folder import is_set
     from pat_mmdet.utils.data_settings import KEYS, pending
@@ -368,7 +382,7 @@ def teacher_model(teacher: str | dict, checkpoint: str | None) -> ConfigDict:
         whole = Config({"model": _model_of(teacher.pop("config"))})
         whole.merge_from_dict({"model": teacher})
         teacher = whole.model
-    for node in _dicts(teacher) if checkpoint is not None else ():
+    for _, node in walk(teacher) if checkpoint is not None else ():
         if node.get("pretrained") is True:
             node["pretrained"] = False
     return teacher
@@ -398,16 +412,6 @@ def _model_of(config: str) -> ConfigDict:
     if model is None:
         raise ConfigError(f"model.teacher: the config {str(path)!r} has no model")
     return model
-
-
-def _dicts(node: Any) -> Iterator[dict]:
-    """Yield every dict inside a value, from the outside in."""
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            yield from _dicts(item)
 
 
 def _check_teacher(cfg: Config) -> None:
@@ -447,6 +451,12 @@ def apply_method(cfg: Config, name: str) -> None:
         own.update({key: method[key] for key in method if method[key] != plain.get(key)})
 
 
+def task_settings(method: dict, task: str) -> dict:
+    """Merge a method's arguments for one task into the others, which have priority."""
+    common = {key: method[key] for key in method if key not in TASKS}
+    return {**method.get(task, {}), **common}
+
+
 def _overlay(cfg: Config, name: str) -> dict | None:
     """Read the method of an overlay, None for ``none``.
 
@@ -464,8 +474,7 @@ def _overlay(cfg: Config, name: str) -> dict | None:
             if method is None:
                 return None
             # Overlays of users may hold the arguments for a task in a dict of its name.
-            common = {key: method[key] for key in method if key not in TASKS}
-            return {**method.get(task, {}), **common}
+            return task_settings(method, task)
     known = sorted({path.stem for place in places for path in place.glob("*.py")})
     raise ConfigError(f"unknown method {name!r}; known methods: {', '.join(known)}")
 

@@ -20,11 +20,11 @@ from pat_mmdet.utils.config_files import unread_variables
 from pat_mmdet.utils.config_parts import has_config_check
 from pat_mmdet.utils.config_tables import (
     BUILDER_KEYS,
+    CLOSED_SECTIONS,
     EVERYWHERE,
     FOREIGN,
     GIVEN_BY_BUILDER,
     HINTS,
-    OPEN_SECTIONS,
     PARAMWISE,
     RANGES,
     REGISTRY_OF_KEY,
@@ -36,8 +36,9 @@ from pat_mmdet.utils.config_tables import (
     USUAL_VARIABLES,
 )
 from pat_mmdet.utils.errors import ConfigError
+from pat_mmdet.utils.nested import leaves
 from pat_mmdet.utils.signatures import Accepted, Argument, accepted_arguments
-from pat_mmdet.utils.type_names import REGISTRIES, find_type, near_type
+from pat_mmdet.utils.type_names import REGISTRIES, extends, find_type, near_type
 
 # "evaluation" is either of two registries.
 _GROUPS = {"evaluation": ("metric", "evaluator")}
@@ -88,7 +89,9 @@ def check_arguments(cfg: Mapping[str, Any]) -> None:
     for key, value in cfg.items():
         if key not in TOP_KEYS:
             continue  # a variable, or a part that another package reads
-        _check_finite(key, value)
+        for path, item in leaves(value, key):
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ConfigError(f"{path}={item}: give a finite number")
         for part in _parts(key, value, scope, TOP_REGISTRIES.get(key, REGISTRY_OF_KEY.get(key))):
             _check_part(part, complete)
 
@@ -162,22 +165,6 @@ def _remedy(name: str) -> str:
     )
 
 
-def _check_finite(path: str, value: Any) -> None:
-    """Check that there is no NaN or infinity inside a value.
-
-    Raises:
-        ConfigError: If there is one.
-    """
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_finite(f"{path}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            _check_finite(f"{path}.{index}", item)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{path}={value}: give a finite number")
-
-
 def _check_part(part: _Part, complete: bool) -> None:
     """Check a dict.
 
@@ -193,7 +180,7 @@ def _check_part(part: _Part, complete: bool) -> None:
     if path.endswith("_dataloader"):
         _raise_if(_problem(path, node, "a data loader", "data loader", _LOADER))
     if section in SECTIONS:
-        check_section(path, node, SECTIONS[section], section in OPEN_SECTIONS)
+        check_section(path, node, SECTIONS[section], section not in CLOSED_SECTIONS)
     if isinstance(node.get("paramwise_cfg"), Mapping) and "constructor" not in node:
         check_section(f"{path}.paramwise_cfg", node["paramwise_cfg"], PARAMWISE)
     if "type" not in node:
@@ -211,7 +198,8 @@ def _check_part(part: _Part, complete: bool) -> None:
                 for name, value in accepted_arguments(receiver).arguments.items()
             }
             accepted = Accepted({**arguments, **accepted.arguments}, accepted.others)
-        problems.append(_problem(path, node, owner, item, accepted))
+        problem = _problem(path, node, owner, item, accepted)
+        problems.append(problem or _unknown_depth(path, node, target))
     if problems and all(problems):
         raise ConfigError(problems[0])
 
@@ -244,11 +232,21 @@ def _targets(part: _Part, complete: bool) -> list[tuple[str, Callable]]:
     return []
 
 
+def _unknown_depth(path: str, node: Mapping, target: Callable) -> str | None:
+    """Return what is wrong with a depth that is not in the table of a backbone of OpenMMLab."""
+    known = getattr(target, "arch_settings", None)
+    if not isinstance(known, Mapping) or node.get("depth", next(iter(known))) in known:
+        return None
+    return (
+        f"{path}.depth={node['depth']!r}: {node['type']} takes one of {', '.join(map(repr, known))}"
+    )
+
+
 def _receiver(target: Callable, node: Mapping, scope: str) -> Callable | None:
     """Return what gets the keys that a class hands on to something else than its parents."""
     if "ema_type" in node:  # EMAHook
         return find_type("model", node["ema_type"], scope)
-    if any(base.__name__ == "TimmClassifier" for base in getattr(target, "__mro__", ())):
+    if extends(target, "TimmClassifier"):
         from timm import create_model
 
         return create_model

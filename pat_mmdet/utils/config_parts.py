@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from pat_mmdet.utils.nested import walk
 
 SPLITS = ("train", "val", "test")
 # They have an output for each class of the data; other heads of a detector count something else.
-_HEADS = ("bbox_head", "head", "mask_head")
+# So has mmpretrain's preprocessor, which makes vectors of the labels that it mixes.
+_HEADS = ("bbox_head", "data_preprocessor", "head", "mask_head")
 
 
 def data_sets(cfg: Mapping, split: str) -> list[tuple[str, Any]]:
@@ -49,10 +52,11 @@ def heads(cfg: Mapping) -> list[tuple[str, dict]]:
     networks = [("model", model)]
     if "student" in model and "teacher" in model:
         networks = [(f"model.{name}", model[name]) for name in ("student", "teacher")]
+    networks.append(("data_preprocessor", cfg.get("data_preprocessor")))
     found = []
     for start, network in networks:
         if not isinstance(network, Mapping):
-            continue  # the path of a config
+            continue  # the path of a config, or none
         for path, node in walk(network, start):
             steps = path.split(".")
             name = steps[-2] if steps[-1].isdigit() else steps[-1]
@@ -71,17 +75,6 @@ def class_names(classes: Any) -> tuple[str, ...] | None:
 def join(root: str | None, path: str) -> str:
     """Join a path to a folder as mmengine's data sets do."""
     return path if "://" in path else os.path.join(root or "", path)
-
-
-def walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield path and dict of every dict inside a value, from the outside in."""
-    if isinstance(node, Mapping):
-        yield path, node
-        for key, value in node.items():
-            yield from walk(value, f"{path}.{key}")
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from walk(value, f"{path}.{index}")
 
 
 def has_config_check(cfg: Mapping) -> bool:

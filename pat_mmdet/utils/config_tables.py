@@ -74,23 +74,17 @@ TOP_KEYS = {
 } - {"self"}
 USUAL_VARIABLES = {"test_pipeline", "train_pipeline", "val_pipeline"}
 # The registry of a dict by its key or path; elsewhere a type is looked up in all of them.
+_MODELS: tuple[str, ...] = ("data_preprocessor", "student", "teacher", "backbone", "neck")
+_MODELS += ("head", "bbox_head", "roi_head", "rpn_head")
 REGISTRY_OF_KEY = {
-    "data_preprocessor": "model",
+    **dict.fromkeys(_MODELS, "model"),
     "dataset": "dataset",
     "model.method": "method",
     "optim_wrapper": "optim_wrapper",
     "optimizer": "optimizer",
     "param_scheduler": "parameter scheduler",
     "pipeline": "transform",
-    "student": "model",
-    "teacher": "model",
     "vis_backends": "vis_backend",
-    "backbone": "model",
-    "neck": "model",
-    "head": "model",
-    "bbox_head": "model",
-    "roi_head": "model",
-    "rpn_head": "model",
     **{
         f"{split}_dataloader.{key}": registry
         for split in ("train", "val", "test")
@@ -102,15 +96,11 @@ REGISTRY_OF_KEY = {
     },
 }
 TOP_REGISTRIES = {
-    "custom_hooks": "hook",
-    "default_hooks": "hook",
+    **dict.fromkeys(("custom_hooks", "default_hooks"), "hook"),
+    **dict.fromkeys(("train_cfg", "val_cfg", "test_cfg"), "loop"),
+    **dict.fromkeys(("val_evaluator", "test_evaluator"), "evaluation"),
     "log_processor": "log_processor",
     "model": "model",
-    "test_cfg": "loop",
-    "test_evaluator": "evaluation",
-    "train_cfg": "loop",
-    "val_cfg": "loop",
-    "val_evaluator": "evaluation",
     "vis_backends": "vis_backend",
     "visualizer": "visualizer",
 }
@@ -210,21 +200,8 @@ DATA: dict[str, Any] = {
     "val": Union[str, dict],
     "val_share": Fraction,
 }
-# In these other keys are legal too, unless they are nearly one of those above.
-OPEN_SECTIONS = {
-    "data_prefix",
-    "default_hooks",
-    "dist_cfg",
-    "filter_cfg",
-    "metainfo",
-    "nms",
-    "rcnn",
-    "rpn",
-    "roi_layer",
-    "rpn_proposal",
-    "test_cfg",
-    "train_cfg",
-}
+# In others than these, keys that are not above are legal too, unless they are nearly one of them.
+CLOSED_SECTIONS = {"auto_scale_lr", "clip_grad", "env_cfg", "mp_cfg", "randomness"}
 # Keys of the top level beside the Runner's arguments.
 TOP_TYPES: dict[str, Any] = {
     "classes": Union[str, Sequence[str]],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
 from mmengine.config import Config
+
+from pat_mmdet.utils.nested import walk
 
 _SCOPES = ("mmengine", "mmcv", "mmdet", "mmpretrain", "pat_mmdet")
 
@@ -35,8 +36,9 @@ def parse_config_text(text: str) -> Config:
             "the config in the checkpoint has more in it than plain values, and is not run; give "
             "the path of a config"
         ) from None
-    for name in _types(values):
-        if "." in name and not _is_in_registry(*name.rsplit(".", 1)):
+    for _, node in walk(values):
+        name = node.get("type")
+        if isinstance(name, str) and "." in name and not _is_in_registry(*name.rsplit(".", 1)):
             raise ValueError(
                 f"the config in the checkpoint has type={name!r}, which is not imported; give the "
                 "path of a config, if you trust it"
@@ -64,14 +66,3 @@ def _is_in_registry(scope: str, name: str) -> bool:
         return False
     found = getattr(import_module(scope), name, None)
     return found is None or inspect.isclass(found)
-
-
-def _types(value: Any) -> Iterator[str]:
-    """Yield every ``type`` inside a value."""
-    if isinstance(value, dict):
-        if isinstance(value.get("type"), str):
-            yield value["type"]
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _types(item)

@@ -24,7 +24,7 @@ from pat_mmdet.utils.config_parts import (
 from pat_mmdet.utils.config_tables import BUILDER_KEYS
 from pat_mmdet.utils.errors import ConfigError
 from pat_mmdet.utils.model_zoo import find_checkpoint
-from pat_mmdet.utils.type_names import find_type
+from pat_mmdet.utils.type_names import extends, find_class
 
 
 def check_data_settings(cfg: Config) -> None:
@@ -118,9 +118,8 @@ def _check_annotations(cfg: Config, split: str) -> None:
         os.path.normpath(node["ann_file"]) == os.path.normpath(files[0][1]) for _, node in given
     ):
         return
-    scope = cfg.get("default_scope") or "mmengine"
     for path, node in given:
-        if extends(find_type("metric", node.get("type"), scope), "CocoMetric"):
+        if extends(find_class("metric", node, cfg), "CocoMetric"):
             raise ConfigError(
                 f"{path}.ann_file={node['ann_file']!r} but {files[0][0]} reads {files[0][1]!r}, "
                 "which is its data_root and ann_file; set both to the same file"
@@ -295,7 +294,7 @@ def _label_source(node: Mapping, cfg: Mapping) -> tuple[str, bool]:
 
     The path is empty for data sets of other types, without labels or without files.
     """
-    target = find_type("dataset", node.get("type"), cfg.get("default_scope") or "mmengine")
+    target = find_class("dataset", node, cfg)
     if not extends(target, "CustomDataset") or not node.get("with_label", True):
         return "", False
     root, split, file = node.get("data_root"), node.get("split"), node.get("ann_file")
@@ -357,7 +356,7 @@ def _classes_of(node: Mapping, cfg: Mapping) -> tuple[str, ...] | None:
     None if it finds them in its files, if things and stuff have heads of their own, or if it is a
     video, where only some classes are tracked.
     """
-    target = find_type("dataset", node.get("type"), cfg.get("default_scope") or "mmengine")
+    target = find_class("dataset", node, cfg)
     default = {} if extends(target, "BaseVideoDataset") else getattr(target, "METAINFO", {})
     classes = _written_classes(node) or default.get("classes")
     if "thing_classes" in default or not isinstance(classes, (list, tuple)):
@@ -374,11 +373,6 @@ def compares_scores(method: Mapping) -> bool:
     own = {key: value for key, value in method.items() if key not in BUILDER_KEYS["method"]}
     of_tasks = {**method.get("detection", {}), **method.get("classification", {})}
     return bool(build_method({**of_tasks, **own}).requires & Requires.STUDENT_LOGITS)
-
-
-def extends(target: Any, name: str) -> bool:
-    """Return True if a class, or one that it extends, has a name."""
-    return any(base.__name__ == name for base in getattr(target, "__mro__", ()))
 
 
 def _difference(one: list[str], other: list[str]) -> str:

@@ -32,13 +32,14 @@ from mmengine.logging import print_log
 
 from pat_mmdet.utils.config_check import check_section
 from pat_mmdet.utils.config_files import overriding_file, reads_variable
-from pat_mmdet.utils.config_parts import SPLITS, class_names, data_sets, evaluators, join, walk
+from pat_mmdet.utils.config_parts import SPLITS, class_names, data_sets, evaluators, join
 from pat_mmdet.utils.config_tables import DATA
-from pat_mmdet.utils.data_check import compares_scores, extends
+from pat_mmdet.utils.data_check import compares_scores
 from pat_mmdet.utils.data_formats import Data, DataSetting, Split, find_data
 from pat_mmdet.utils.data_settings import KEYS, Change, Setting, class_changes, refuse_kept
 from pat_mmdet.utils.errors import ConfigError
-from pat_mmdet.utils.type_names import find_type
+from pat_mmdet.utils.nested import walk
+from pat_mmdet.utils.type_names import extends, find_class
 
 
 def is_set(cfg: Config) -> bool:
@@ -242,7 +243,7 @@ def _file_changes(
     if found.num_boxes is None:
         new["data_prefix"] = images
     else:
-        target = find_type("dataset", node.get("type"), cfg.get("default_scope") or "mmengine")
+        target = find_class("dataset", node, cfg)
         if not extends(target, "CocoDataset"):
             raise ConfigError(
                 f"{path}.type={node.get('type')!r} reads no COCO files; set CheckedCocoDataset"
@@ -294,10 +295,10 @@ def _read_class_folders(cfg: Any) -> None:
     Data sets in arrays, such as CIFAR-100, need no loading, and have their channels in the order of
     RGB.
     """
-    scope, loads = cfg.get("default_scope"), True
+    loads = True
     for split in SPLITS:
         for _, node in _data_set(cfg, split):
-            target = find_type("dataset", node.get("type"), scope)
+            target = find_class("dataset", node, cfg)
             if not extends(target, "CustomDataset") or extends(target, "ImageNet"):
                 node["type"] = "TolerantCustomDataset"
                 for key in ("split", "download"):

@@ -21,9 +21,9 @@ from pat_mmdet.utils.config_parts import (
     evaluators,
     has_config_check,
     join,
-    walk,
 )
 from pat_mmdet.utils.errors import ConfigError
+from pat_mmdet.utils.nested import walk
 
 KEYS = ("data_root", "classes")
 

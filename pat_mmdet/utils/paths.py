@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -11,12 +12,12 @@ CONFIGS = ROOT / "configs"
 TOOLS = ROOT / "tools"
 
 
-def find_config(path: str | Path) -> Path:
+def find_config(path: str | os.PathLike) -> Path:
     """Find a config, here or else among those of the project.
 
     Args:
-        path (str | Path): Path of the file. A relative path that does not exist is looked for in
-            the project's ``configs``, with or without this folder's name.
+        path (str | os.PathLike): Path of the file. A relative path that does not exist is looked
+            for in the project's ``configs``, with or without this folder's name.
 
     Returns:
         Path: Path of the file.

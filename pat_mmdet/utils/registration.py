@@ -22,6 +22,7 @@ _ROOT = {
     "LOOPS": ["pat_mmdet.engine.runner"],
     "METRICS": ["pat_mmdet.evaluation"],
     "TRANSFORMS": ["pat_mmdet.datasets.transforms"],
+    "VISBACKENDS": ["pat_mmdet.visualization.mlflow_backend"],
 }
 # Library -> registry -> modules. What is in mmengine's registries is repeated for the other two:
 # there, a look-up that goes on to mmengine's registry finds only what has been imported.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mmengine.logging import print_log
 
 from pat_mmdet.utils.checkpoint import read_training
+from pat_mmdet.utils.nested import leaves
 
 # How mmengine names the checkpoints of a training.
 _TEMPLATES = ("iter_{}.pth", "epoch_{}.pth")
@@ -139,26 +139,13 @@ def training_settings(cfg: Mapping, num_processes: int) -> dict[str, str]:
     settings = {
         key: value
         for name in _SETTINGS
-        for key, value in _flatten(cfg.get(name), name)
+        for key, value in leaves(cfg.get(name), name)
         if value is not None
     }
     loader = cfg.get("train_dataloader") or {}
     settings["train_dataloader.batch_size"] = loader.get("batch_size")
     settings["number of processes"] = num_processes
     return {key: str(value) for key, value in settings.items()}
-
-
-def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield path and value of everything in a config that is neither a dict nor a list."""
-    if isinstance(value, Mapping):
-        items: Any = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    else:
-        yield path, value
-        return
-    for key, item in items:
-        yield from _flatten(item, f"{path}.{key}")
 
 
 def changed_settings(before: Mapping[str, str], now: Mapping[str, str], limit: int = 8) -> str:

@@ -9,9 +9,10 @@ from mmengine.hooks import CheckpointHook, IterTimerHook, LoggerHook, ParamSched
 from mmengine.model import BaseModel
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 
-from pat_mmdet.utils.config_parts import SPLITS, data_sets, evaluators, has_config_check, walk
+from pat_mmdet.utils.config_parts import SPLITS, data_sets, evaluators, has_config_check
 from pat_mmdet.utils.errors import ConfigError
-from pat_mmdet.utils.type_names import find_type
+from pat_mmdet.utils.nested import walk
+from pat_mmdet.utils.type_names import extends, find_class
 
 # What a split has to have if it has one of them.
 _PIECES = {
@@ -79,35 +80,28 @@ def _check_pieces(cfg: Mapping) -> None:
                 raise ConfigError(f"{keys[0]}.{key} is not set; set it")
 
 
-def _find(registry: str, node: Any, cfg: Mapping) -> Any:
-    """Return the class of a dict, None if it has none or there is none of this name."""
-    scope = cfg.get("default_scope") or "mmengine"
-    return find_type(registry, node.get("type"), scope) if isinstance(node, Mapping) else None
-
-
-def _extends(target: Any, base: type) -> bool:
+def _is_a(target: Any, base: type) -> bool:
     return isinstance(target, type) and issubclass(target, base)
 
 
 def _check_models(cfg: Mapping) -> None:
     """Check that models can be trained, fit the distiller's task, and have their parts in place."""
     models = {"model": cfg.get("model")}
-    task = getattr(_find("model", cfg.get("model"), cfg), "task", None)
+    task = getattr(find_class("model", cfg.get("model"), cfg), "task", None)
     if task in _FOREIGN_MODELS:
         models.update((f"model.{name}", cfg["model"].get(name)) for name in ("student", "teacher"))
     for path, node in models.items():
-        target = _find("model", node, cfg)
+        target = find_class("model", node, cfg)
         if isinstance(target, type) and not issubclass(target, BaseModel):
             raise ConfigError(f"{path}.type={node['type']!r} is a part of a model, and no model")
-        names = {base.__name__ for base in getattr(target, "__mro__", ())}
-        if path != "model" and _FOREIGN_MODELS[task] in names:
+        if path != "model" and extends(target, _FOREIGN_MODELS[task]):
             raise ConfigError(
                 f"{path}.type={node['type']!r} does not fit model.type={cfg['model']['type']!r}, "
                 f"which is for {task}"
             )
         for role, folder in _FOLDERS.items():
             part = (node or {}).get(role)
-            module = getattr(_find("model", part, cfg), "__module__", "")
+            module = getattr(find_class("model", part, cfg), "__module__", "")
             for other in _FOLDERS.values():
                 if other != folder and f".{other}." in module:
                     raise ConfigError(
@@ -120,7 +114,7 @@ def _check_default_hooks(cfg: Mapping) -> None:
     """Check that hooks which MMEngine knows by their names are of their kinds."""
     hooks = cfg.get("default_hooks") or {}
     for name, base in _DEFAULT_HOOKS.items():
-        target = _find("hook", hooks.get(name), cfg)
+        target = find_class("hook", hooks.get(name), cfg)
         if isinstance(target, type) and not issubclass(target, base):
             raise ConfigError(
                 f"default_hooks.{name}.type={hooks[name]['type']!r} is no {base.__name__}; put "
@@ -133,10 +127,10 @@ def _counts_epochs(cfg: Mapping) -> bool | None:
     loop = cfg.get("train_cfg") or {}
     if "type" not in loop:
         return loop.get("by_epoch")
-    target = _find("loop", loop, cfg)
-    if _extends(target, EpochBasedTrainLoop):
+    target = find_class("loop", loop, cfg)
+    if _is_a(target, EpochBasedTrainLoop):
         return True
-    return False if _extends(target, IterBasedTrainLoop) else None
+    return False if _is_a(target, IterBasedTrainLoop) else None
 
 
 def _check_counting(cfg: Mapping) -> None:
@@ -146,7 +140,7 @@ def _check_counting(cfg: Mapping) -> None:
         ("val_cfg", (EpochBasedTrainLoop, IterBasedTrainLoop)),
         ("test_cfg", (EpochBasedTrainLoop, IterBasedTrainLoop)),
     ):
-        if any(_extends(_find("loop", cfg.get(key), cfg), kind) for kind in wrong):
+        if any(_is_a(find_class("loop", cfg.get(key), cfg), kind) for kind in wrong):
             raise ConfigError(f"{key}.type={cfg[key]['type']!r} is a loop for something else")
     epochs = _counts_epochs(cfg)
     if epochs is None:
@@ -193,7 +187,39 @@ def _check_scheduler(path: str, node: Mapping) -> None:
         raise ConfigError(f"{path}.milestones={milestones}: give each once, in ascending order")
 
 
-def schedule_notes(cfg: Mapping) -> list[str]:
+def notes(cfg: Mapping) -> list[str]:
+    """Return what of a config is legal, but may not do what was meant."""
+    return [*_distiller_notes(cfg), *_schedule_notes(cfg)]
+
+
+def _distiller_notes(cfg: Mapping) -> list[str]:
+    """Return which setting of a distiller has no effect, and whether a resume is inexact."""
+    model = cfg.get("model") or {}
+    networks = [model.get(name) for name in ("student", "teacher")]
+    if not all(isinstance(node, Mapping) for node in networks):
+        return []
+    found = []
+    if cfg.get("data_preprocessor") and all(node.get("data_preprocessor") for node in networks):
+        found.append(
+            "data_preprocessor at the top has no effect, as student and teacher have their own; "
+            "change model.student.data_preprocessor and model.teacher.data_preprocessor"
+        )
+    teacher = networks[1]
+    has_weights = (
+        model.get("teacher_checkpoint")
+        or teacher.get("pretrained")
+        or teacher.get("checkpoint_path")
+        or any(node.get("checkpoint") for _, node in walk(teacher.get("init_cfg")))
+    )
+    if not has_weights and (cfg.get("randomness") or {}).get("seed") is None:
+        found.append(
+            "the teacher has random weights (model.teacher_checkpoint=None), and others after a "
+            "resume; set randomness.seed for the same ones"
+        )
+    return found
+
+
+def _schedule_notes(cfg: Mapping) -> list[str]:
     """Return what of schedules and evaluation lies after the end of training."""
     loop = cfg.get("train_cfg") or {}
     epochs = _counts_epochs(cfg)
@@ -257,7 +283,7 @@ def _check_pipelines(cfg: Mapping, split: str) -> None:
                 raise ConfigError(f"{path}.{index}: {name} has to come first")
             if name.startswith("Pack") and index < len(names) - 1:
                 raise ConfigError(f"{path}.{index}: {name} has to come last")
-    found = [_find("transform", node, cfg) for _, node in nodes]
+    found = [find_class("transform", node, cfg) for _, node in nodes]
     transforms = [item for item in found if isinstance(item, type)]
     names = [transform.__name__ for transform in transforms]
     roots = {transform.__module__.partition(".")[0] for transform in transforms}
@@ -269,10 +295,10 @@ def _check_pipelines(cfg: Mapping, split: str) -> None:
             f"{path} packs nothing; end it with PackDetInputs in detection, with PackInputs in "
             "classification"
         )
-    types = [_find("dataset", node, cfg) for _, node in data_sets(cfg, split)]
-    bases = {base.__name__ for target in types for base in getattr(target, "__mro__", ())}
+    targets = (find_class("dataset", node, cfg) for _, node in data_sets(cfg, split))
     wanted = []
-    if bases & {"BaseDetDataset", "CustomDataset"}:  # images in files
+    if any(extends(target, "BaseDetDataset", "CustomDataset") for target in targets):
+        # Images in files.
         wanted.append(("Image", "LoadImageFromFile"))
     if split == "train" and "PackDetInputs" in names:
         wanted.append(("Annotations", "LoadAnnotations"))
@@ -287,8 +313,7 @@ def _check_checkpoints(cfg: Mapping) -> None:
     if not isinstance(hook, Mapping):
         return
     path = "default_hooks.checkpoint"
-    scope = cfg.get("default_scope") or "mmengine"
-    if _find("hook", hook, cfg) is CheckpointHook and has_config_check(cfg):
+    if find_class("hook", hook, cfg) is CheckpointHook and has_config_check(cfg):
         raise ConfigError(
             f"{path}.type='CheckpointHook' saves pickled objects, from which the tools refuse to "
             "resume, and not the method's state; set SafeCheckpointHook"
@@ -304,7 +329,7 @@ def _check_checkpoints(cfg: Mapping) -> None:
         raise ConfigError(
             f"{path}.save_best={wanted[0]!r} but val_cfg is not set; set both or none"
         )
-    known = [metric_names(node, scope) for _, node in evaluators(cfg, "val")]
+    known = [_metric_names(node, cfg) for _, node in evaluators(cfg, "val")]
     if None in known:
         return
     names = [name for found in known for name in found]
@@ -316,9 +341,9 @@ def _check_checkpoints(cfg: Mapping) -> None:
             )
 
 
-def metric_names(evaluator: Mapping, scope: str) -> list[str] | None:
+def _metric_names(evaluator: Mapping, cfg: Mapping) -> list[str] | None:
     """Return the names of the metrics that an evaluator gives, None if they are not known."""
-    target: Any = find_type("metric", evaluator.get("type"), scope)
+    target = find_class("metric", evaluator, cfg)
     name = getattr(target, "__name__", None)
     if name in _COCO_METRICS and not evaluator.get("classwise"):
         metrics = evaluator.get("metric", "bbox")

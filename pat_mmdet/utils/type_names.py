@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
@@ -27,6 +27,17 @@ def find_type(registry: str, name: Any, scope: str) -> Callable | None:
     if not isinstance(name, str):
         return name
     return _scoped(registry, scope).get(name)
+
+
+def find_class(registry: str, node: Any, cfg: Mapping) -> Any:
+    """Return the class of a dict in a config, None if it has none or there is none of this name."""
+    scope = cfg.get("default_scope") or "mmengine"
+    return find_type(registry, node.get("type"), scope) if isinstance(node, Mapping) else None
+
+
+def extends(target: Any, *names: str) -> bool:
+    """Return True if a class, or one that it extends, has one of some names."""
+    return any(base.__name__ in names for base in getattr(target, "__mro__", ()))
 
 
 def near_type(registries: Sequence[str], name: str, scope: str, cutoff: float) -> str | None:

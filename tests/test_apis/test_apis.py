@@ -9,6 +9,9 @@ import pytest
 import torch
 from helpers.tools import ROOT
 from mmdet.apis import inference_detector
+from mmengine.config import Config
+from mmengine.config import config as mmengine_config
+from torch import nn
 
 from pat_mmdet import apis
 from pat_mmdet.utils import load_config
@@ -51,7 +54,7 @@ def options(digits):
         "val_dataloader.persistent_workers": False,
         "test_dataloader.num_workers": 0,
         "test_dataloader.persistent_workers": False,
-        "default_hooks.checkpoint.interval": 2,
+        "default_hooks.checkpoint.interval": 1,
         "default_hooks.logger.interval": 1,
         "model.input_size": (64, 64),
         "model.teacher_checkpoint": None,
@@ -60,12 +63,38 @@ def options(digits):
 
 
 @pytest.fixture(scope="module")
-def trained(options, digits, tmp_path_factory):
+def formatted():
+    """The texts that MMEngine gives to yapf during :func:`trained`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def trained(options, digits, formatted, tmp_path_factory):
     """The runner and the work dir of a training with another method than the config's."""
     folder = tmp_path_factory.mktemp("apis") / "run"
     options = {key: value for key, value in options.items() if key != "data_root"}
-    runner = apis.distill(PAIR, method="kd", work_dir=folder, cfg_options=options, data=digits)
-    return runner, folder
+    format_code = mmengine_config.FormatCode
+
+    def record(text, **kwargs):
+        formatted.append(text)
+        return format_code(text, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mmengine_config, "FormatCode", record)
+        return apis.distill(PAIR, "kd", folder, options, data=digits), folder
+
+
+def test_config_is_formatted_once(trained, formatted):
+    """At the start and for two checkpoints, and all of them have the config as MMEngine has it."""
+    _, folder = trained
+    assert len(formatted) == 1
+    (dumped,) = folder.glob("*.py")
+    text = dumped.read_text()
+    assert Config.fromfile(dumped).pretty_text == text
+    assert [file.read_text() for file in folder.glob("*/vis_data/config.py")] == [text]
+    for step in (1, 2):
+        meta = torch.load(folder / f"iter_{step}.pth", weights_only=True)["meta"]
+        assert meta["cfg"] == text
 
 
 def test_distill(trained, options, digits):
@@ -99,6 +128,9 @@ def test_load_student(trained, tmp_path):
     for source in sources:
         student = apis.load_student(*source)
         assert type(student).__name__ == "FasterRCNN" and not student.training
+        # Plain layers, which `torch.ao.quantization.quantize_dynamic` knows.
+        kinds = {type(module) for module in student.modules() if isinstance(module, nn.Linear)}
+        assert kinds == {nn.Linear}
         state = student.state_dict()
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[key], expected[key]) for key in expected)

@@ -1,13 +1,12 @@
 """Backends that ``train --log`` adds."""
 
-import os
 import sys
 from importlib.machinery import ModuleSpec
 
 import pytest
 from helpers.tools import ROOT
 from mmengine.config import Config
-from mmengine.registry import VISUALIZERS, init_default_scope
+from mmengine.registry import VISBACKENDS, VISUALIZERS, init_default_scope
 
 from pat_mmdet.cli import train
 from pat_mmdet.utils import load_config
@@ -15,10 +14,7 @@ from pat_mmdet.utils import load_config
 PAIR = "pat/swin_p-res18_digits.py"
 LOCAL = dict(type="LocalVisBackend")
 TENSORBOARD = dict(type="TensorboardVisBackend")
-MLFLOW = dict(
-    type="MLflowVisBackend",
-    tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db"),
-)
+MLFLOW = dict(type="EnvMLflowVisBackend")
 OWN = dict(type="WandbVisBackend", init_kwargs=dict(project="mine"))
 
 
@@ -55,6 +51,14 @@ def test_missing_packages(spec, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=f"^{message}$"):
         train.main()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scope", ["mmdet", "mmpretrain"])
+def test_tracking_uri_comes_from_the_environment(scope, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host")
+    init_default_scope(scope)
+    backend = VISBACKENDS.build(dict(MLFLOW, save_dir=str(tmp_path)))
+    assert backend._tracking_uri == "https://me:secret@host"
 
 
 def test_tensorboard(tmp_path):

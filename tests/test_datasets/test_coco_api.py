@@ -191,6 +191,10 @@ def as_corners(content):
             each("annotations", lambda _, item: item.update(bbox=[float("nan")] * 4)),
             "no box whose numbers are finite",
         ),
+        (
+            each("annotations", lambda _, item: item.update(bbox=[0.5, 0.25, 0.1, 0.2])),
+            r"look normalised \(0 to 1\), for example \[0.5, 0.25.*; COCO wants pixels",
+        ),
         (as_corners, r"look like \(x1, y1, x2, y2\): as \(x, y, width, height\) 6 of 12"),
     ],
 )

@@ -1,5 +1,6 @@
 """Networks in ONNX against those in PyTorch."""
 
+import copy
 import json
 import os
 import shutil
@@ -23,8 +24,19 @@ from pat_mmdet.deploy import OnnxClassifier, OnnxDetector
 from pat_mmdet.deploy.comparison import compare
 from pat_mmdet.deploy.graphs import build_graph
 from pat_mmdet.deploy.onnx_export import export_onnx, find_image
+from pat_mmdet.utils import load_config
+from pat_mmdet.utils.config import is_rgb
 
-PAIR = str(ROOT / "configs/pat/swin_p-res18_digits.py")
+# Three levels are enough, and their export takes half the time of five.
+LEVELS = """
+    neck=dict(end_level=2, num_outs=3),
+    rpn_head=dict(anchor_generator=dict(strides=[4, 8, 16])),
+    roi_head=dict(bbox_roi_extractor=dict(featmap_strides=[4, 8, 16])),
+"""
+CONFIGS = {
+    "pair.py": ("pat/swin_p-res18_digits.py", f"model = dict(student=dict({LEVELS}))"),
+    "alone.py": ("students/faster-rcnn_r18_fpn_digits.py", f"model = dict({LEVELS})"),
+}
 WITHOUT_TORCH = """
 import sys
 from importlib.machinery import PathFinder
@@ -54,7 +66,9 @@ def run_export(monkeypatch, *arguments):
 def student(tmp_path_factory):
     """The files of an exported student, whose training was interrupted."""
     folder = tmp_path_factory.mktemp("student")
-    model = build(pair_config().model.student)
+    for name, (base, text) in CONFIGS.items():
+        (folder / name).write_text(f"_base_ = {str(ROOT / 'configs' / base)!r}\n{text}\n")
+    model = build(load_config(folder / "pair.py").model.student)
     torch.save(
         dict(
             meta=dict(iter=3, dataset_meta=dict(classes=tuple("0123456789"))),
@@ -67,7 +81,7 @@ def student(tmp_path_factory):
     cv2.imwrite(str(folder / "photo.png"), picture(150, 90))
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in ("student.pth", "student.onnx"):
-            run_export(monkeypatch, PAIR, folder / "iter_3.pth", folder / name)
+            run_export(monkeypatch, folder / "pair.py", folder / "iter_3.pth", folder / name)
     return folder
 
 
@@ -138,7 +152,9 @@ def test_other_predictions_are_not_written(student, tmp_path, monkeypatch, capsy
     checkpoint["state_dict"]["roi_head.bbox_head.fc_reg.bias"] += 1e-3
     torch.save(checkpoint, tmp_path / "other.pth")
     with pytest.raises(SystemExit, match=r"student.onnx is not written"):
-        run_export(monkeypatch, PAIR, tmp_path / "other.pth", tmp_path / "student.onnx")
+        run_export(
+            monkeypatch, student / "pair.py", tmp_path / "other.pth", tmp_path / "student.onnx"
+        )
     assert "boxes" in capsys.readouterr().out
     assert not (tmp_path / "student.onnx").exists()
 
@@ -162,8 +178,7 @@ def test_latency_and_accuracy_of_all_runtimes(student, digits, monkeypatch):
     content = (student / "student.onnx").read_bytes()
     monkeypatch.setattr("pat_mmdet.deploy.onnx_export.export_onnx", lambda *args: content)
     tool = load_tool("analysis_tools/benchmark_latency.py")
-    config = ROOT / "configs/students/faster-rcnn_r18_fpn_digits.py"
-    arguments = f"x {config} {student}/iter_3.pth --repeats 3 --warmup 0 --evaluate"
+    arguments = f"x {student}/alone.py {student}/iter_3.pth --repeats 3 --warmup 0 --evaluate"
     options = ["--cfg-options", f"data_root={digits}/"]
     monkeypatch.setattr(sys, "argv", [*arguments.split(), *options])
     rows = tool.measure(tool.parse_args())
@@ -199,8 +214,7 @@ def check(model, cfg, count, tmp_path, num_classes=10):
 )
 def test_one_stage_detectors(kind, tmp_path):
     cfg = one_stage.pair(kind, "FasterRCNN")
-    # Three levels are enough, and their export takes half the time of five.
-    cfg.model.student.neck.num_outs = 3
+    cfg.model.student.neck.num_outs = 3  # as above
     head = cfg.model.student.bbox_head
     getattr(head, "anchor_generator", head).strides = one_stage.STRIDES[:3]
     check(build(cfg.model.student), cfg, 10, tmp_path)
@@ -234,12 +248,23 @@ def test_classifiers(name, tmp_path):
     check(model, cfg, 1, tmp_path, classifiers.CLASSES)
 
 
-def test_images_in_memory_are_rgb(tmp_path):
-    cfg = pair_config()
+def in_memory(cfg):
+    """Takes the loading out of a test pipeline, as for CIFAR-100."""
     resize = dict(type="Resize", scale=classifiers.SIZE)
     cfg.test_dataloader.dataset.pipeline = [resize, dict(type="PackInputs")]
+    return cfg
+
+
+@pytest.mark.full
+def test_export_for_images_in_memory(tmp_path):
     model = classifiers.build(classifiers.config("resnet18")).eval()
-    check(model, cfg, 1, tmp_path, classifiers.CLASSES)
+    check(model, in_memory(pair_config()), 1, tmp_path, classifiers.CLASSES)
+
+
+def test_images_in_memory_are_rgb():
+    cfg = pair_config()
+    assert is_rgb(in_memory(copy.deepcopy(cfg))) and not is_rgb(cfg)
+    model = classifiers.build(classifiers.config("resnet18")).eval()
     graph = build_graph(model, is_rgb=True)
     image = torch.rand(1, 3, classifiers.SIZE, classifiers.SIZE) * 255
     expected = model.data_preprocessor(dict(inputs=image.flip(1)))["inputs"]

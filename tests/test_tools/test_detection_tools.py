@@ -19,6 +19,7 @@ from pat_mmdet.cli.export import plain_config
 from pat_mmdet.utils import load_config
 
 PAIR = "configs/pat/swin_p-res18_digits.py"
+TEACHER = "configs/teachers/faster-rcnn_swin-p_fpn_digits.py"
 SCORE = re.compile(r"coco/bbox_mAP: ([-\d.]+)")
 
 
@@ -67,8 +68,7 @@ def teacher(tmp_path_factory, settings):
     folder = tmp_path_factory.mktemp("teacher")
     options = [option for option in settings if not option.startswith("model.")]
     run_tool(
-        "train.py", "configs/teachers/faster-rcnn_swin-p_fpn_digits.py", "--work-dir", folder,
-        "--cfg-options", *options, cwd=ROOT,
+        "train.py", TEACHER, "--work-dir", folder, "--cfg-options", *options, cwd=ROOT,
     )  # fmt: skip
     return folder / "iter_6.pth"
 
@@ -156,64 +156,22 @@ def test_resume_after_kill_is_exact(tmp_path, settings, teacher, trained, pair, 
         assert all(torch.equal(first[part][key], value) for key, value in second[part].items())
 
 
-PLAIN_TEST = """
+# One process for both, as importing the libraries takes most of its time.
+PLAIN = """
 import sys
 sys.modules["pat_mmdet"] = None
+from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
 from mmengine.runner import Runner
-cfg = Config.fromfile(sys.argv[1])
-cfg.load_from, cfg.work_dir = sys.argv[2], sys.argv[3]
-print(Runner.from_cfg(cfg).test())
-"""
 
+cfg = Config.fromfile("student.py")
+cfg.load_from, cfg.work_dir, cfg.test_dataloader.batch_size = "student.pth", "test", 1
+runner = Runner.from_cfg(cfg)
+runner.test_evaluator.metrics.append(DumpDetResults(out_file_path="plain.pkl"))
+runner.test()
 
-def test_exported_student_predicts_equally(trained, settings, digits, tmp_path):
-    data = [option for option in settings if option.startswith("data_root")]
-    dump = tmp_path / "own.pkl"
-    run_tool(
-        "test.py", PAIR, trained / "iter_6.pth", "--work-dir", tmp_path / "test", "--out", dump,
-        "--show-dir", "shown", "--cfg-options", *data, "test_dataloader.batch_size=1",
-    )  # fmt: skip
-    assert len(list((tmp_path / "test").glob("*/shown/*"))) == 8
-
-    exported = tmp_path / "student.pth"
-    run_tool("export_student.py", PAIR, trained / "iter_6.pth", exported, "--cfg-options", *data)
-    text = exported.with_suffix(".py").read_text()
-    assert "pat_mmdet" not in text and "Checked" not in text and "teacher" not in text
-    state = torch.load(exported, weights_only=True)["state_dict"]
-    assert not any(key.startswith(("distill.", "student.")) for key in state)
-
-    # The config has the absolute path of the data as a relative one.
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/digits").symlink_to(digits)
-    plain_dump = tmp_path / "plain.pkl"
-    script = PLAIN_TEST.replace(
-        "print(Runner.from_cfg(cfg).test())",
-        "from mmdet.evaluation import DumpDetResults\n"
-        "cfg.test_dataloader.batch_size = 1\n"
-        "runner = Runner.from_cfg(cfg)\n"
-        f"runner.test_evaluator.metrics.append(DumpDetResults(out_file_path={str(plain_dump)!r}))\n"
-        "runner.test()",
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script, exported.with_suffix(".py"), exported, tmp_path / "plain"],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    own, plain = (pickle.loads(path.read_bytes()) for path in (dump, plain_dump))
-    assert len(own) == len(plain) == 8
-    for x, y in zip(own, plain):
-        for key in ("bboxes", "scores", "labels"):
-            assert torch.equal(x["pred_instances"][key], y["pred_instances"][key])
-
-
-PLAIN_TRAINING = """
-import sys
-sys.modules["pat_mmdet"] = None
-from mmengine.config import Config
-from mmengine.runner import Runner
-cfg = Config.fromfile(sys.argv[1])
-cfg.work_dir = sys.argv[2]
+cfg = Config.fromfile("teacher.py")
+cfg.work_dir = cfg.experiment_name = "train"
 cfg.train_cfg.update(max_iters=2, val_interval=2)
 cfg.train_dataloader.batch_size = 2
 cfg.default_hooks.checkpoint.update(interval=2, save_best="coco/bbox_mAP")
@@ -222,19 +180,51 @@ Runner.from_cfg(cfg).train()
 """
 
 
-def test_teacher_from_plain_mmdetection(settings, digits, tmp_path):
-    """The checkpoint has histories and NumPy scalars of mmengine's own hooks."""
+@pytest.fixture(scope="session")
+def plain(trained, settings, digits, tmp_path_factory):
+    """A folder where MMDetection tested the exported student and trained a teacher, by itself."""
+    folder = tmp_path_factory.mktemp("plain")
+    exported, checkpoint = folder / "student.pth", trained / "iter_6.pth"
+    run_tool(
+        "export_student.py", PAIR, checkpoint, exported, "--cfg-options", settings[0], cwd=ROOT
+    )
     init_default_scope("mmdet")
-    config = "configs/teachers/faster-rcnn_swin-p_fpn_digits.py"
-    plain_config(load_config(config, dict(data_root=f"{digits}/"))).dump(tmp_path / "teacher.py")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/digits").symlink_to(digits)
+    teacher = load_config(str(ROOT / TEACHER), dict(data_root=f"{digits}/"))
+    plain_config(teacher).dump(folder / "teacher.py")
+    # The configs have the absolute path of the data as a relative one.
+    (folder / "data").mkdir()
+    (folder / "data/digits").symlink_to(digits)
     result = subprocess.run(
-        [sys.executable, "-c", PLAIN_TRAINING, tmp_path / "teacher.py", tmp_path / "plain"],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
+        [sys.executable, "-c", PLAIN], capture_output=True, text=True, check=False, cwd=folder
+    )
     assert result.returncode == 0, result.stderr[-3000:]
-    (checkpoint,) = (tmp_path / "plain").glob("best_*.pth")
+    return folder
+
+
+def test_exported_student_predicts_equally(trained, plain, settings, tmp_path):
+    text = (plain / "student.py").read_text()
+    assert "pat_mmdet" not in text and "Checked" not in text and "teacher" not in text
+    state = torch.load(plain / "student.pth", weights_only=True)["state_dict"]
+    assert not any(key.startswith(("distill.", "student.")) for key in state)
+
+    run_tool(
+        "test.py", PAIR, trained / "iter_6.pth", "--work-dir", tmp_path / "test", "--out",
+        tmp_path / "own.pkl", "--show-dir", "shown", "--cfg-options", settings[0],
+        "test_dataloader.batch_size=1",
+    )  # fmt: skip
+    assert len(list((tmp_path / "test").glob("*/shown/*"))) == 8
+    own, other = (
+        pickle.loads(path.read_bytes()) for path in (tmp_path / "own.pkl", plain / "plain.pkl")
+    )
+    assert len(own) == len(other) == 8
+    for x, y in zip(own, other):
+        for key in ("bboxes", "scores", "labels"):
+            assert torch.equal(x["pred_instances"][key], y["pred_instances"][key])
+
+
+def test_teacher_from_plain_mmdetection(plain, settings, tmp_path):
+    """The checkpoint has histories and NumPy scalars of mmengine's own hooks."""
+    (checkpoint,) = (plain / "train").glob("best_*.pth")
     with pytest.raises(pickle.UnpicklingError, match="HistoryBuffer"):
         torch.load(checkpoint, weights_only=True)
     run_tool(
@@ -244,22 +234,18 @@ def test_teacher_from_plain_mmdetection(settings, digits, tmp_path):
     assert losses(tmp_path / "pair")[1]["loss_kd"] > 0
 
 
-def test_teacher_with_tta_and_broken_images(teacher, settings, digits, tmp_path):
+def test_teacher_with_tta_and_broken_images(teacher, digits, tmp_path):
     data = tmp_path / "digits"
     shutil.copytree(digits, data)
     images = sorted((data / "val").iterdir())
     images[0].write_bytes(b"")
     images[5].write_bytes(images[5].read_bytes()[:200])
-    for flags, options in (([], settings[:1]), (["--tta"], [f"data_root={data}/"])):
-        output = run_tool(
-            "test.py", PAIR, "--teacher", *flags, "--work-dir", tmp_path / "test",
-            "--show-dir", "shown", "--cfg-options", *options, f"model.teacher_checkpoint={teacher}",
-        )  # fmt: skip
-        assert SCORE.search(output)
-    assert "skipped so far: 2" in output
-    assert sorted(len(list(path.iterdir())) for path in (tmp_path / "test").glob("*/shown")) == [
-        6, 8,
-    ]  # fmt: skip
+    output = run_tool(
+        "test.py", PAIR, "--teacher", "--tta", "--work-dir", tmp_path / "test", "--show-dir",
+        "shown", "--cfg-options", f"data_root={data}/", f"model.teacher_checkpoint={teacher}",
+    )  # fmt: skip
+    assert SCORE.search(output) and "skipped so far: 2" in output
+    assert len(list((tmp_path / "test").glob("*/shown/*"))) == 6
 
 
 def test_method_none_trains_the_student_alone(settings, tmp_path):
@@ -275,13 +261,30 @@ def test_method_none_trains_the_student_alone(settings, tmp_path):
 
 def test_two_processes(settings, teacher, tmp_path):
     run_tool(
-        "dist_train.sh", PAIR, 2, "--work-dir", tmp_path, "--method", "pat", "--cfg-options",
-        *fix_teacher(settings, teacher), "train_cfg.max_iters=3",
+        "train.py", PAIR, "--launcher", "pytorch", "--work-dir", tmp_path, "--method", "pat",
+        "--cfg-options", *fix_teacher(settings, teacher), "train_cfg.max_iters=3", processes=2,
     )  # fmt: skip
     checkpoint = torch.load(tmp_path / "iter_3.pth", weights_only=True)
     states = checkpoint["distill_resume_state"]
     assert len(states) == 2, "the feedback of both processes is kept"
     assert not torch.equal(states[0]["0"], states[1]["0"])
+
+
+@pytest.mark.parametrize(
+    ("script", "args"),
+    [("dist_train.sh", ["config.py"]), ("dist_test.sh", ["config.py", "iter_6.pth"])],
+)
+def test_scripts_start_torchrun(script, args):
+    """With real processes they are run by ``-m full``, and torchrun in ``test_launch.py``."""
+    env = {**os.environ, "PYTHON": "echo", "PORT": "7", "NNODES": "3", "NODE_RANK": "1"}
+    command = ["bash", f"tools/{script}", *args, "2", "--work-dir", "out"]
+    shown = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    launch, tool = shown.split(f" tools/{script[5:-3]}.py ")
+    assert launch == (
+        "-m pat_mmdet.utils.launch --nnodes=3 --node_rank=1 --nproc_per_node=2 "
+        "--master_addr=127.0.0.1 --master_port=7"
+    )
+    assert tool.split() == [*args, "--launcher", "pytorch", "--work-dir", "out"]
 
 
 @pytest.mark.full

@@ -46,7 +46,7 @@ def is_red(path):
     return bool(red[:, :half].mean() > 0.5), bool(red[:, half:].mean() > 0.5)
 
 
-@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("tta", [pytest.param(False, marks=pytest.mark.full), True])
 def test_predictions_of_a_classifier(tta, folders, tmp_path):
     cfg = load_config(str(CLASSIFIER), {"classes": ("cat", "dog")})
     init_default_scope("mmpretrain")
@@ -76,7 +76,7 @@ def test_predictions_of_a_detector_with_flips(digits, tmp_path):
     assert len(list(tmp_path.glob("*/shown/*"))) == 8
 
 
-@pytest.mark.parametrize("mode", ["train", "val"])
+@pytest.mark.parametrize("mode", ["train", pytest.param("val", marks=pytest.mark.full)])
 def test_classification_data_is_browsed(mode, folders, tmp_path):
     run_tool(
         "analysis_tools/browse_dataset.py", CLASSIFIER, "--mode", mode, "--output-dir", tmp_path,

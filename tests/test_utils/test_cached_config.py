@@ -1,10 +1,6 @@
 import copy
-import json
-import textwrap
 
 import pytest
-import torch
-from helpers.tools import ROOT, run_tool
 from mmengine.config import Config
 from mmengine.config import config as mmengine_config
 
@@ -49,33 +45,3 @@ def test_attributes_of_cached_config(tmp_path):
     plain = Config.fromfile(tmp_path / "a.py")
     cfg = CachedConfig.from_config(plain)
     assert (cfg.filename, cfg.text, cfg.a.b) == (plain.filename, plain.text, 1)
-
-
-@pytest.mark.slow
-def test_training_formats_once(digits, tmp_path):
-    """At the start and for two checkpoints, and all of them have the config as mmengine has it."""
-    code = """
-        import json, sys
-        from mmengine.config import config
-        from pat_mmdet.cli.train import main
-        calls, format_code = [], config.FormatCode
-        config.FormatCode = lambda *args, **kwargs: calls.append(1) or format_code(*args, **kwargs)
-        main()
-        print(json.dumps(len(calls)))
-    """
-    options = [
-        f"data_root={digits}/", "train_cfg.max_iters=2", "train_cfg.val_interval=2",
-        "train_dataloader.batch_size=2", "default_hooks.checkpoint.interval=1",
-    ]  # fmt: skip
-    config = ROOT / "configs/students/faster-rcnn_r18_fpn_digits.py"
-    script, work_dir = tmp_path / "train.py", tmp_path / "out"
-    script.write_text(textwrap.dedent(code))
-    output = run_tool(script, config, "--work-dir", work_dir, "--cfg-options", *options)
-    assert json.loads(output.splitlines()[-1]) == 1
-    (dumped,) = work_dir.glob("*.py")
-    text = dumped.read_text()
-    assert Config.fromfile(dumped).pretty_text == text
-    assert [file.read_text() for file in work_dir.glob("*/vis_data/config.py")] == [text]
-    for step in (1, 2):
-        meta = torch.load(work_dir / f"iter_{step}.pth", weights_only=True)["meta"]
-        assert meta["cfg"] == text

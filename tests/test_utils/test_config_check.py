@@ -10,7 +10,7 @@ from pat_mmdet.utils import load_config
 from pat_mmdet.utils.config_check import check_arguments
 from pat_mmdet.utils.data_check import check_data_settings
 from pat_mmdet.utils.errors import ConfigError
-from pat_mmdet.utils.run_check import check_run
+from pat_mmdet.utils.run_check import check_run, notes
 from pat_mmdet.utils.signatures import accepted_arguments
 
 DETECTION = "configs/pat/swin_t-res18_coco.py"
@@ -88,6 +88,37 @@ def test_misspelt_type(key):
 def test_misspelt_key_of_a_classifier(key, near):
     with pytest.raises(ConfigError, match=rf"{key}: .*did you mean '{near}'\?"):
         load_config(str(ROOT / CLASSIFICATION), {key: 1})
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "message"),
+    [
+        (DETECTION, "model.student.backbone.depth", "ResNet takes one of 18, 34, 50, 101, 152$"),
+        (
+            CLASSIFICATION,
+            "model.student.data_preprocessor.num_classes",
+            "train_dataloader.dataset has the 10",
+        ),
+        (CLASSIFICATION, "data_preprocessor.num_classes", "dataset has the 10"),
+    ],
+)
+def test_value_that_does_not_fit(config, key, message):
+    with pytest.raises(ConfigError, match=f"^{key}=19.*{message}"):
+        load_config(str(ROOT / config), {key: 19})
+
+
+def test_notes():
+    own = dict(data_preprocessor=dict(mean=[0]))
+    model = dict(student=own, teacher=own, teacher_checkpoint=None)
+    cfg = dict(**own, model=model, randomness=dict(seed=None), train_cfg=dict(max_iters=5))
+    cfg["param_scheduler"] = dict(type="MultiStepLR", by_epoch=False, milestones=[3, 8])
+    cfg["train_cfg"]["by_epoch"] = False
+    preprocessor, teacher, schedule = notes(cfg)
+    assert preprocessor.startswith("data_preprocessor at the top has no effect")
+    assert "random weights" in teacher and "milestones.1=8 lies after the end" in schedule
+    cfg["randomness"]["seed"] = 0
+    model["teacher"] = dict(type="TimmClassifier", model_name="resnet18")
+    assert notes(cfg) == [schedule]
 
 
 def test_misspelt_key_in_a_file(tmp_path):

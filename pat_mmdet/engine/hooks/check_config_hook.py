@@ -7,7 +7,7 @@ from mmengine.runner import Runner
 
 from pat_mmdet.utils.config import check_config
 from pat_mmdet.utils.errors import ConfigError
-from pat_mmdet.utils.run_check import schedule_notes
+from pat_mmdet.utils.run_check import notes
 
 
 @HOOKS.register_module()
@@ -29,12 +29,12 @@ class CheckConfigHook(Hook):
         check_config(runner.cfg)
 
     def before_train(self, runner: Runner) -> None:
-        """Warn of schedules beyond the end, and check the size of a method's memory.
+        """Warn of what has no effect, and check the size of a method's memory.
 
         Raises:
             ConfigError: If it has not one place for each training image.
         """
-        for note in schedule_notes(runner.cfg):
+        for note in notes(runner.cfg):
             runner.logger.warning(note)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         num_data = getattr(getattr(model, "distill", None), "num_data", None)

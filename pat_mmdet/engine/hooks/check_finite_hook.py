@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -86,7 +87,13 @@ class CheckFiniteHook(Hook):
             FloatingPointError: If a weight is not finite.
         """
         self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self._refuse_state(runner, self._model.state_dict(), "the model that is to be trained has")
+        names = find_non_finite(self._model.state_dict())
+        if names:
+            source = f" from {runner._load_from!r}" if runner._has_loaded else ""
+            raise FloatingPointError(
+                f"the model that is to be trained has {describe_non_finite(names)}{source}; use "
+                "another checkpoint, an earlier one of its training for example"
+            )
         self._handles = [self._model.register_forward_hook(self._keep_losses)]
         wrapper = runner.optim_wrapper
         parts = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
@@ -239,13 +246,21 @@ class CheckFiniteHook(Hook):
 
     def _stop(self, runner: Runner, problem: str, cause: Exception | None = None) -> NoReturn:
         """Raise the error that ends the training, in place of another if that is given."""
-        last = runner.message_hub.runtime_info.get("last_ckpt")
+        last = _last_checkpoint(runner)
         skipped = f", after {self._num_skipped} skipped steps" if self._num_skipped else ""
         raise FloatingPointError(
             f"{problem}{skipped}; training stops, and "
             + (f"{last} stays the last checkpoint" if last else "no checkpoint was written")
             + ". Lower the learning rate or the weights of the losses, or check weights and images"
         ) from cause
+
+
+def _last_checkpoint(runner: Runner) -> str | None:
+    """Return the last checkpoint of the work dir; a resumed training knows that of another too."""
+    last = runner.message_hub.runtime_info.get("last_ckpt")
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+    folders = {str(hook.out_dir or runner.work_dir) for hook in hooks}
+    return last if last and os.path.dirname(last) in folders else None
 
 
 def _is_free(model: nn.Module) -> bool:

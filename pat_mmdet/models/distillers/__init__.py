@@ -1,6 +1,6 @@
 """The distillers: the ``model.type`` of a config."""
 
-from pat_mmdet.models.distillers.base import BaseDistiller, eval_mode, task_settings
+from pat_mmdet.models.distillers.base import BaseDistiller, eval_mode
 from pat_mmdet.models.distillers.classification import ClassificationDistiller
 from pat_mmdet.models.distillers.detection import DetectionDistiller
 from pat_mmdet.models.distillers.teacher import FrozenTeacher
@@ -11,5 +11,4 @@ __all__ = [
     "DetectionDistiller",
     "FrozenTeacher",
     "eval_mode",
-    "task_settings",
 ]

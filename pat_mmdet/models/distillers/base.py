@@ -24,7 +24,7 @@ from pat_mmdet.registry import build_method
 from pat_mmdet.structures import FeatureSpec, NetworkOutputs, Requires
 from pat_mmdet.utils.argument_types import PositiveInt
 from pat_mmdet.utils.checkpoint import load_weights
-from pat_mmdet.utils.config import teacher_model
+from pat_mmdet.utils.config import task_settings, teacher_model
 from pat_mmdet.utils.finite import describe_non_finite, find_non_finite
 
 _METHOD = "distill."
@@ -318,12 +318,6 @@ class BaseDistiller(BaseModel):
             if not name.startswith((_METHOD, _STUDENT)):
                 state_dict[prefix + _STUDENT + name] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def task_settings(method: dict, task: str) -> dict:
-    """Merge a method's arguments for one task into the others, which have priority."""
-    common = {key: method[key] for key in method if key not in ("detection", "classification")}
-    return {**method.get(task, {}), **common}
 
 
 def _build_teacher(cfg: dict, checkpoint: str | None) -> nn.Module:

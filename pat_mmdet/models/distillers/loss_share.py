@@ -10,6 +10,9 @@ from torch import Tensor
 
 from pat_mmdet.models.methods.base import BaseMethod
 
+_NUM_STEPS = 10  # over which losses are averaged; later ones are not looked at
+_MAX_SHARE = 0.9  # of the total loss, above which to warn
+
 
 class LossShareCheck:
     """Warn if a method's feature loss is nearly all of the loss in the first steps.
@@ -21,18 +24,14 @@ class LossShareCheck:
     Args:
         method (BaseMethod): Has the name of the loss, ``watched_loss``, and its weight,
             ``fd_weight``.
-        num_steps (int): Number of steps over which losses are averaged; later ones are not looked
-            at.
-        max_share (float): Share of the total loss above which to warn.
 
     Attributes:
         steps_left (int): Number of steps still to be looked at.
     """
 
-    def __init__(self, method: BaseMethod, num_steps: int = 10, max_share: float = 0.9) -> None:
+    def __init__(self, method: BaseMethod) -> None:
         self.method = method
-        self.max_share = max_share
-        self.steps_left = num_steps if method.watched_loss else 0
+        self.steps_left = _NUM_STEPS if method.watched_loss else 0
         self._sums: list[Tensor] = []
 
     def update(self, total: Tensor, losses: dict[str, Tensor]) -> None:
@@ -54,7 +53,7 @@ class LossShareCheck:
 
     def _compare(self, total: float, feature_loss: float) -> None:
         """Warn if the feature loss is too large a part of the total."""
-        if not feature_loss > self.max_share * total:
+        if not feature_loss > _MAX_SHARE * total:
             return
         weight = self.method.fd_weight * (total - feature_loss) / feature_loss
         print_log(

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .projectors import resize
+
 KERNEL = 5
 PROMPTS = ("channel", "spatial")
 
@@ -27,13 +29,6 @@ def _resize_matrix(old: int, new: int, like: Tensor) -> Tensor:
     """Return the linear interpolation of ``old`` entries to ``new``, as an (old, new) matrix."""
     unit = torch.eye(old, device=like.device, dtype=like.dtype)[None]
     return F.interpolate(unit, size=new, mode="linear", align_corners=False)[0]
-
-
-def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize bilinearly to (H, W), unless that is the size already."""
-    if tuple(x.shape[-2:]) == size:
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def valid_fractions(size: tuple[int, int], like: Tensor) -> Tensor:
@@ -247,8 +242,8 @@ class AdaptiveFeedbackPrompt(nn.Module):
             Tensor: ``'spatial'``: the gap resized bilinearly, shape (B, Cf, H, W). ``'channel'``:
                 the shifted means of the resized gap, shape (B, Cf, 5, 5), whatever its size.
         """
-        resize = shifted_means if self.prompt == "channel" else _resize
-        return resize(gap.detach(), (size[0], size[1]))
+        encode = shifted_means if self.prompt == "channel" else resize
+        return encode(gap.detach(), (size[0], size[1]))
 
     def forward(self, x: Tensor, feedback: Tensor | None = None) -> Tensor:
         """Add the prompt.
@@ -310,7 +305,7 @@ class AdaptiveFeedbackPrompt(nn.Module):
         """Compute the prompt (B, C, H, W) of a map of this shape."""
         if self.feedback_channels is not None:
             size = tuple(x.shape[-2:])
-            feedback = _resize(self._batched(feedback, x, size), size)
+            feedback = resize(self._batched(feedback, x, size), size)
             if self.feedback_channels != self.channels:
                 feedback = self.adapt(feedback)
             x = self.fuse(torch.cat([x, feedback], 1))

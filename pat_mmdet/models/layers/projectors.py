@@ -88,7 +88,7 @@ class TokenAligner(nn.Module):
         return self.tokens(x.transpose(1, 2)).unflatten(2, self.out_size)
 
 
-def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize bilinearly to (h, w), unless that is the size already."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
@@ -119,7 +119,7 @@ class ChannelProjector(nn.Module):
         Returns:
             Tensor: Map of shape (B, out_channels, h, w), resized bilinearly where (H, W) differs.
         """
-        return _resized(self.conv(x), size)
+        return resize(self.conv(x), size)
 
 
 class FeatureProjector(nn.Module):
@@ -157,5 +157,5 @@ class FeatureProjector(nn.Module):
         """
         if isinstance(self.norm, nn.Identity) and math.prod(size) < x.shape[-2:].numel():
             # Without a norm both orders are equal, and the convolution sees fewer positions.
-            return self.conv(_resized(x, size))
-        return _resized(self.norm(self.conv(x)), size)
+            return self.conv(resize(x, size))
+        return resize(self.norm(self.conv(x)), size)

@@ -47,11 +47,5 @@ class DIST(BaseMethod):
         self, student: NetworkOutputs, teacher: NetworkOutputs, frozen_teacher: PromptableTeacher
     ) -> dict[str, Tensor]:
         """Return ``loss_kd``; arguments as in :class:`BaseMethod`."""
-        loss = dist_loss(
-            student.logits,
-            teacher.logits,
-            beta=self.beta,
-            gamma=self.gamma,
-            temperature=self.temperature,
-        )
+        loss = dist_loss(student.logits, teacher.logits, self.beta, self.gamma, self.temperature)
         return {"loss_kd": self.kd_weight * loss}

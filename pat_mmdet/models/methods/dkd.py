@@ -48,11 +48,6 @@ class DKD(BaseMethod):
     ) -> dict[str, Tensor]:
         """Return ``loss_kd``; arguments as in :class:`BaseMethod`."""
         loss = dkd_loss(
-            student.logits,
-            teacher.logits,
-            student.labels,
-            alpha=self.alpha,
-            beta=self.beta,
-            temperature=self.temperature,
+            student.logits, teacher.logits, student.labels, self.alpha, self.beta, self.temperature
         )
         return {"loss_kd": self.kd_weight * loss}

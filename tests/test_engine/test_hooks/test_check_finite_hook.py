@@ -164,6 +164,22 @@ def test_weights_are_checked_before_the_first_step(tmp_path, restore_scope):
         made.train()
 
 
+def test_checkpoint_of_another_run_is_not_named_as_the_last(tmp_path, restore_scope):
+    make(tmp_path / "first").train()
+    source = tmp_path / "first" / "iter_4.pth"
+    made = make(tmp_path / "second", break_gradient, at=[5])
+    made._load_from, made._resume = str(source), True
+    with pytest.raises(FloatingPointError, match=r"iteration 5: .* and no checkpoint was written"):
+        made.train()
+    checkpoint = torch.load(source, weights_only=True)
+    checkpoint["state_dict"]["linear.bias"][0] = NAN
+    torch.save(checkpoint, source)
+    made = make(tmp_path / "third")
+    made._load_from, made._resume = str(source), True
+    with pytest.raises(FloatingPointError, match=r"bias\) from '.*first/iter_4.pth'; use another"):
+        made.train()
+
+
 def test_what_others_save_is_checked(tmp_path, restore_scope):
     made = make(tmp_path)
     made.train()

@@ -1,25 +1,41 @@
 """Two steps of the classification configs with every method, on random images.
 
-The ordinary run has every pair as its config says and every method once, on small images. Every
-pair with every method, on images of its config's size, is run by ``-m full``.
+The ordinary run has every pair once, on small images: each teacher by PAT with a convolutional
+student and with another, the other pairs by the other methods in turn. Every pair with every
+method, on images of its config's size, is run by ``-m full``.
 """
 
 import copy
+from itertools import cycle
 
 import pytest
 import torch
 from helpers import classifiers
 from helpers.classifiers import check_prompts
-from helpers.configs import OVERLAYS, PAIRS, PUBLISHED, build, load, pair_name, shrink, untrained
+from helpers.configs import (
+    CNNS,
+    OVERLAYS,
+    PAIRS,
+    PUBLISHED,
+    build,
+    load,
+    pair_name,
+    shrink,
+    untrained,
+)
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.structures import DataSample
 
 from pat_mmdet.utils import apply_method, student_model
 
 METHODS = [name for name in OVERLAYS if name not in ("mgd", "cwd", "pkd")]
-# Every pair with the method of its config, and the other methods with the pairs in turn.
-CASES = [*((pair, "pat") for pair in PAIRS)]
-CASES += zip(PAIRS[::2], (method for method in METHODS if method != "pat"))
+OTHERS = [name for name in METHODS if name != "pat"]
+BY_PAT = {
+    (teacher, student.startswith(CNNS)): (teacher, student, data)
+    for teacher, student, data in PAIRS
+}
+REST = [pair for pair in PAIRS if pair not in BY_PAT.values()]
+CASES = [*((pair, "pat") for pair in BY_PAT.values()), *zip(REST, cycle(OTHERS))]
 
 
 def images(side):

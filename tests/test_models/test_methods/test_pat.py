@@ -315,7 +315,8 @@ def warnings(monkeypatch):
     ],
 )
 def test_share_of_the_feature_loss(feature_loss, message, warnings):
-    check = loss_share.LossShareCheck(PAT(fd_weight=2.0), num_steps=3)
+    check = loss_share.LossShareCheck(PAT(fd_weight=2.0))
+    check.steps_left = 3
     for step in range(3):
         assert check.steps_left == 3 - step and warnings == []
         value = torch.tensor(feature_loss + step - 1)
