@@ -61,7 +61,10 @@ def test_demo(digits, tmp_path, run, monkeypatch):
 
     monkeypatch.setattr(demo, "run_command", run_command)
     monkeypatch.setattr(demo.reproduce, "PROGRESS_INTERVAL", 1)
-    options = [f"data_root={digits}/", "train_cfg.max_iters=2", "train_dataloader.batch_size=2"]
+    options = [
+        f"data_root={digits}/", "train_cfg.max_iters=2", "train_dataloader.batch_size=2",
+        "default_hooks.logger.interval=1",
+    ]  # fmt: skip
     flags = ["--work-dir", tmp_path, "--cfg-options", *options]
     first, code = run(*flags)
     assert code is None, (first, code)
