@@ -11,8 +11,8 @@ VENV_PYTHON := .venv/bin/python
 .PHONY: help env demo table-demo test lint
 
 help:
-	@echo "make demo         train a teacher, a student alone and a student with PAT on generated data, and compare them"
-	@echo "make table-demo   the same with all methods and two seeds; ends with a table"
+	@echo "make demo         on generated data: train a teacher and students (alone, FitNet, PAT), compare, export, time"
+	@echo "make table-demo   train with all methods and two seeds; ends with a table"
 	@echo "make test         lint and tests          (ARGS='-k losses' picks tests, ARGS='-m full' takes the long ones)"
 	@echo "                                          (COVERAGE=1 measures coverage; less than 90 % fails)"
 	@echo "make lint         ruff (check and format) and mypy"

@@ -73,7 +73,7 @@ setup(
     extras_require={
         "mm": MM,
         "classification": CLASSIFICATION,
-        "demo": DEMO,
+        "demo": [*DEMO, *DEPLOY],
         "faster-eval": FASTER_EVAL,
         "deploy": DEPLOY,
         "yolo": YOLO,

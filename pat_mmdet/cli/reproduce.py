@@ -21,11 +21,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from math import isnan
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from mmengine.config import Config
@@ -41,6 +43,9 @@ from pat_mmdet.utils.tables import Cell, Table, find_table, load_tables
 
 # Options of a distiller, which a teacher's own training does not have.
 STUDENT_ONLY = ("model.student.", "model.method.", "model.teacher")
+
+# Seconds between lines on the progress of trainings whose output is in files.
+PROGRESS_INTERVAL = 60
 
 
 @dataclass
@@ -120,6 +125,12 @@ class Job:
             pass_fds=[self.lock.fileno()], start_new_session=True,
         )  # fmt: skip
         return None
+
+    def describe_progress(self) -> str:
+        """Return how far the training is."""
+        left = self.run.time_left() / 60
+        duration = "" if isnan(left) else f", about {max(left, 1):.0f} min left"
+        return f"{self.run.progress()}/{self.run.steps} {self.run.unit_name}{duration}"
 
     def kill(self, number: int) -> None:
         """Send a signal to the training and its data loaders."""
@@ -253,6 +264,7 @@ def train(jobs: list[Job], args: argparse.Namespace) -> list[str]:
     waiting = list(jobs)
     running: list[Job] = []
     failures: list[str] = []
+    report_at = time.monotonic() + PROGRESS_INTERVAL
     try:
         while waiting or running:
             for job in [job for job in running if job.process.poll() is not None]:
@@ -267,11 +279,11 @@ def train(jobs: list[Job], args: argparse.Namespace) -> list[str]:
                         running.append(job)
                     else:
                         print(f"[reproduce] {job.title}: {reason}", flush=True)
+            if args.jobs > 1 and time.monotonic() > report_at:
+                for job in running:
+                    print(f"[reproduce] {job.title}: {job.describe_progress()}", flush=True)
+                report_at = time.monotonic() + PROGRESS_INTERVAL
             time.sleep(0.2 if running else 0)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("[reproduce] stopped; give the same command again to resume", file=sys.stderr)
-        sys.exit(130)
     finally:
         for job in running:
             job.kill(signal.SIGTERM)
@@ -362,7 +374,30 @@ def collect(table: Table, work_dir: Path, added: Sequence[str]) -> None:
     print(f"[reproduce] written: {work_dir / table.name}{written}")
 
 
-def parse_args() -> argparse.Namespace:
+@contextmanager
+def resumable() -> Iterator[None]:
+    """End the program with code 130 at Ctrl-C, SIGTERM or SIGHUP, and say how to go on.
+
+    Only the first of these signals interrupts, so that others do not disturb the clean-up.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for other in signals:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in signals:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped; give the same command again to resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -389,7 +424,7 @@ def parse_args() -> argparse.Namespace:
     add("--jobs", type=int, default=1, help="trainings at a time")
     add("--cfg-options", nargs="+", default=[], help="settings of all trainings, as of train.py")
     add_traceback(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -423,8 +458,6 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.list or args.collect:
         return
 
-    import torch
-
     if args.launcher == "slurm" and shutil.which("srun") is None:
         raise ValueError("--launcher slurm needs srun, which is not in PATH; use a login node")
     if args.launcher == "pytorch":
@@ -435,28 +468,38 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"--gpus {args.gpus}, but there are only {found} here")
 
 
+def run_table(table: Table, args: argparse.Namespace) -> list[Job]:
+    """Train the selected cells of a table.
+
+    Returns:
+        list[Job]: The trainings. Those that another process runs may not be finished.
+
+    Raises:
+        FileNotFoundError: If the data do not exist and cannot be generated.
+        ValueError: If a work dir holds a training with other settings.
+        SystemExit: If a training failed.
+    """
+    jobs = plan(table, args)
+    for job in jobs:
+        job.check_folder()
+    check_data(table, jobs[0].cfg, Path(args.work_dir))
+    failures = train(jobs, args)
+    if failures:
+        sys.exit("\n".join(["[reproduce] failed; give the command again to retry:", *failures]))
+    return jobs
+
+
 def main() -> None:
     """List, train or collect, as the command line says."""
     args = parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-            signal.signal(number, signal.default_int_handler)  # as Ctrl-C
-    with clear_errors(args.traceback):
+    with resumable(), clear_errors(args.traceback):
         check_arguments(args)
         if args.list:
             show_list([find_table(args.table)] if args.table else [*load_tables().values()], args)
-            return
-        table, work_dir = find_table(args.table), Path(args.work_dir)
-        if args.collect:
-            collect(table, work_dir, args.add)
-            return
-        jobs = plan(table, args)
-        for job in jobs:
-            job.check_folder()
-        check_data(table, jobs[0].cfg, work_dir)
-        failures = train(jobs, args)
-    if failures:
-        sys.exit("\n".join(["[reproduce] failed; give the command again to retry:", *failures]))
+        elif args.collect:
+            collect(find_table(args.table), Path(args.work_dir), args.add)
+        else:
+            run_table(find_table(args.table), args)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from statistics import fmean
 from typing import IO
 
 from mmengine.config import Config
@@ -107,7 +108,15 @@ class RunDir:
         if not logged:
             return math.nan
         iterations = self.steps if self.unit == "iter" else logged[-1]["step"]
-        return sum(entry["time"] for entry in logged) / len(logged) * iterations
+        return fmean(entry["time"] for entry in logged) * iterations
+
+    def time_left(self) -> float:
+        """Return the seconds of the steps that are left, without evaluations; NaN without a log."""
+        logged = self._train_steps()
+        if not logged:
+            return math.nan
+        spent = fmean(entry["time"] for entry in logged) * logged[-1]["step"]
+        return spent * (self.steps / self.progress() - 1)
 
     def undisturbed_time(self) -> float:
         """Return the seconds of all training steps at the fastest pace; NaN without a log.

@@ -296,17 +296,6 @@ def test_dist_test(trained, settings, tmp_path):
     assert SCORE.search(output)
 
 
-def test_demo(tmp_path):
-    small = ["--iters", 2, "--teacher-iters", 2, "--images", 8, "--val-images", 4]
-    first = run_tool("demo.py", "--work-dir", tmp_path, *small)
-    rows = [line for line in first.splitlines() if line.startswith("| student with PAT | 2 |")]
-    assert len(rows) == 1 and (tmp_path / "report.png").stat().st_size > 10_000
-    again = run_tool("demo.py", "--work-dir", tmp_path, *small)
-    assert again.count("done already") == 3 and rows[0] in again
-    other = run_tool("demo.py", "--work-dir", tmp_path, *small, "--seed", 1, code=1)
-    assert other.strip().splitlines()[-1].startswith("error: ") and "other settings" in other
-
-
 def cut(path, out):
     out.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return out

@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 from helpers.runs import evaluation, log, step
-from helpers.tools import ROOT
+from helpers.tools import ROOT, keep_handlers
 from matplotlib.text import Text
 
 from pat_mmdet.utils import RunDir, load_config, read_record, write_record
@@ -36,10 +36,8 @@ TOOL = str(ROOT / "tools/reproduce.py")
 @pytest.fixture(autouse=True)
 def in_project(monkeypatch):
     monkeypatch.chdir(ROOT)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with keep_handlers():
+        yield
 
 
 @pytest.fixture

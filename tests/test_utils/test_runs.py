@@ -14,7 +14,8 @@ from pat_mmdet.utils.runs import hardware, lock_folder, num_cores, revision, ver
 def test_nothing_there(tmp_path):
     training = RunDir(tmp_path / "none", 6)
     assert training.scalars() == [] and training.metrics() is None and not training.is_finished()
-    assert training.progress() == 0 and math.isnan(training.train_time())
+    assert training.progress() == 0
+    assert math.isnan(training.train_time()) and math.isnan(training.time_left())
     assert read_record(training.folder) == {}
 
 
@@ -28,7 +29,10 @@ def test_truncated_log_line(tmp_path):
     assert not training.is_finished(), "without its checkpoint"
     training.checkpoint.touch()
     assert training.is_finished() and training.checkpoint.name == "iter_6.pth"
-    assert not RunDir(tmp_path, 8).is_finished() and RunDir(tmp_path, 8).progress() == 6
+    assert training.time_left() == 0
+    longer = RunDir(tmp_path, 8)
+    assert not longer.is_finished() and longer.progress() == 6
+    assert longer.time_left() == pytest.approx((9 + 2 + 4) / 3 * 2)
 
 
 def test_unevaluated_checkpoint_is_not_finished(tmp_path):
@@ -45,6 +49,7 @@ def test_training_by_epochs(tmp_path):
     log(tmp_path, "20260101_000000", *steps, {"accuracy/top1": 81.22, "step": 2})
     assert training.metrics()["accuracy/top1"] == 81.22 and training.progress() == 2
     assert training.train_time() == pytest.approx(20) and training.checkpoint.name == "epoch_2.pth"
+    assert RunDir(tmp_path, 6, "epoch").time_left() == pytest.approx(40)
 
 
 def test_undisturbed_time(tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -286,7 +287,8 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Measure as the command line says."""
     args = parse_args()
-    with clear_errors(args.traceback):
+    # The table has the standard output for itself; what libraries say goes elsewhere.
+    with clear_errors(args.traceback), redirect_stdout(sys.stderr):
         rows = measure(args)
     show(rows)
     if args.json:
