@@ -8,7 +8,7 @@ ARGS ?=
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo table-demo test lint
+.PHONY: help env demo table-demo test lint docs
 
 help:
 	@echo "make demo         on generated data: train a teacher and students (alone, FitNet, PAT), compare, export, time"
@@ -16,6 +16,7 @@ help:
 	@echo "make test         lint and tests          (ARGS='-k losses' picks tests, ARGS='-m full' takes the long ones)"
 	@echo "                                          (COVERAGE=1 measures coverage; less than 90 % fails)"
 	@echo "make lint         ruff (check and format) and mypy"
+	@echo "make docs         the documentation, in docs/_build/html (Python 3.11 or newer)"
 	@echo "make env          set up .venv only       (PYTHON=python3.11 picks the interpreter,"
 	@echo "                                           MMCV=full compiles mmcv's operators: 5 to 20 minutes)"
 
@@ -40,3 +41,8 @@ lint: env
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
+
+docs: env
+	$(VENV_PYTHON) -m pip install --quiet --quiet --no-deps -r docs/requirements.txt
+	$(VENV_PYTHON) -m sphinx -W --keep-going --quiet docs docs/_build/html $(ARGS)
+	@echo "docs/_build/html/index.html"

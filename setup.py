@@ -34,7 +34,8 @@ DEMO = ["scikit-learn", "matplotlib"]
 FASTER_EVAL = ["faster-coco-eval>=1.6.5"]
 DEPLOY = ["onnx>=1.20,<2", "onnxscript>=0.7,<1", "onnxruntime>=1.23,<2"]
 YOLO = ["globox>=2.9"]
-TEST = ["coverage", "mypy", "pytest", "pytest-xdist", "ruff"]
+DOCS = ["sphinx>=8,<10", "myst-parser>=4,<6", "furo>=2025.7", "sphinx-copybutton>=0.5.2"]
+TEST = ["coverage", "mypy", "pytest", "pytest-xdist", "ruff", "sybil>=9"]
 
 
 def links_and_caches(folder: str, names: list[str]) -> list[str]:
@@ -76,6 +77,7 @@ setup(
         "demo": [*DEMO, *DEPLOY],
         "faster-eval": FASTER_EVAL,
         "deploy": DEPLOY,
+        "docs": DOCS,
         "yolo": YOLO,
         "test": [*DEMO, *FASTER_EVAL, *DEPLOY, *YOLO, *TEST],
         "all": [*MM, *CLASSIFICATION, *DEMO, *DEPLOY, *YOLO],

@@ -52,9 +52,9 @@ def shifted_means(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
 
     The average over all positions of a zero-padded 5×5 convolution of ``x`` is
     ``Σ_k weight[..., k] · shifted_means(x)[..., k]`` exactly, where entry (dy + 2, dx + 2) sums
-    ``x`` without the |dy| rows and |dx| columns that the tap at (dy, dx) never reaches. The sums
-    are separable, so two thin matrix products give all 25 in one pass over the map, and the
-    gradient in one more.
+    ``x`` without the ``|dy|`` rows and ``|dx|`` columns that the tap at (dy, dx) never reaches.
+    The sums are separable, so two thin matrix products give all 25 in one pass over the map, and
+    the gradient in one more.
 
     Args:
         x (Tensor): Map of shape (B, C, H, W); H and W may be less than 5.
