@@ -30,6 +30,12 @@ from helpers.tools import ROOT, load_tool, run_tool
 # Packages that are not installed with this one, and what it is used with.
 OPTIONAL = ("openvino",)
 PROGRAMS = ("cd", "chromium", "docker", "git", "pre-commit", "source", "trtexec")
+# The tool that a script runs, the tool's arguments among the script's, and how many the script has.
+SCRIPTS = {
+    "tools/dist_train.sh": ("tools/train.py", slice(1), 2),
+    "tools/dist_test.sh": ("tools/test.py", slice(2), 3),
+    "tools/slurm_train.sh": ("tools/train.py", slice(2, 3), 4),
+}
 
 
 class Parsed(Exception):  # noqa: N818
@@ -246,9 +252,10 @@ def check_tool(program, args):
     if not (config or "").endswith(".py"):  # a placeholder, or a checkpoint with a config inside
         return
     find_config(config)
-    if (ROOT / config).is_file() or (CONFIGS / config).is_file():  # those of the page are checked
-        options = getattr(parsed, "cfg_options", None)
-        load_config(config, options, getattr(parsed, "method", None))
+    if (ROOT / config).is_file() or (CONFIGS / config).is_file():  # the page's own are read above
+        load_config(
+            config, *(getattr(parsed, name, None) for name in ("cfg_options", "method", "settings"))
+        )
 
 
 def parse(path, args):
@@ -278,12 +285,9 @@ def parse(path, args):
 def check_script(script, *args):
     """Check the command of a shell script, whose flags are those of a tool."""
     assert (ROOT / script).is_file(), f"{script} does not exist"
-    own = {"dist_train.sh": [0], "dist_test.sh": [0, 1], "slurm_train.sh": [2]}
-    name = Path(script).name
-    if name in own:
-        count = {"dist_train.sh": 2, "dist_test.sh": 3, "slurm_train.sh": 4}[name]
-        tool = "tools/test.py" if "test" in name else "tools/train.py"
-        check_tool("python", [tool, *(args[index] for index in own[name]), *args[count:]])
+    if script in SCRIPTS:
+        tool, positional, count = SCRIPTS[script]
+        check_tool("python", [tool, *args[positional], *args[count:]])
 
 
 def check_pip(args):
