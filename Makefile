@@ -16,7 +16,7 @@ help:
 	@echo "make test         lint and tests          (ARGS='-k losses' picks tests, ARGS='-m full' takes the long ones)"
 	@echo "                                          (COVERAGE=1 measures coverage; less than 90 % fails)"
 	@echo "make lint         ruff (check and format) and mypy"
-	@echo "make docs         the documentation, in docs/_build/html (Python 3.11 or newer)"
+	@echo "make docs         the documentation, in build/docs (Python 3.11 or newer)"
 	@echo "make env          set up .venv only       (PYTHON=python3.11 picks the interpreter,"
 	@echo "                                           MMCV=full compiles mmcv's operators: 5 to 20 minutes)"
 
@@ -44,5 +44,5 @@ lint: env
 
 docs: env
 	$(VENV_PYTHON) -m pip install --quiet --quiet --no-deps -r docs/requirements.txt
-	$(VENV_PYTHON) -m sphinx -W --keep-going --quiet docs docs/_build/html $(ARGS)
-	@echo "docs/_build/html/index.html"
+	$(VENV_PYTHON) -m sphinx -W --keep-going --quiet docs build/docs $(ARGS)
+	@echo "build/docs/index.html"
