@@ -86,6 +86,9 @@ def _check_heads(cfg: Config, source: str, classes: tuple[str, ...], written: bo
     for path, node in heads(cfg):
         # By default a data set may have fewer classes than a pretrained head.
         number = node["num_classes"]
+        # A preprocessor needs it to mix labels alone.
+        if path.endswith("data_preprocessor") and not node.get("batch_augments"):
+            continue
         if number < len(classes) or (written and number != len(classes)):
             if path.startswith("model.teacher") and not compares_scores(cfg.model.method):
                 continue

@@ -291,7 +291,8 @@ def test_other_test_settings_are_refused(change, message):
     assert message in str(error.value)
 
 
-def test_image_to_compare_on(digits):
+def test_image_to_compare_on(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the config's data are not
     cfg = pair_config()
     assert find_image(cfg).endswith("grace_hopper.jpg")
     cfg.test_dataloader.dataset.data_root = str(digits)

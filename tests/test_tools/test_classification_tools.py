@@ -229,7 +229,7 @@ def test_exported_timm_student(trained, pair, settings, tmp_path):
     [
         ([], "checkpoint 'work_dirs/pretrained/swin_tiny_patch4_window7_224_cifar100.pth' does"),
         (["{t}={cut}"], "cut.pth' (1000 bytes) cannot be read: it is truncated"),
-        (["{t}={trained}"], "does not fit PretrainedTimmClassifier"),
+        (["{t}={trained}"], "was trained on 2 classes, "),
         (["data_root=nowhere/"], "data folder 'nowhere/' does not exist; put the data there"),
         (["--method", "okd"], "unknown method 'okd'; known methods: cc, crd, "),
     ],

@@ -21,15 +21,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from pat_mmdet.cli.arguments import add_cfg_options, add_method
-from pat_mmdet.utils import (
-    check_data,
-    is_distiller,
-    load_config,
-    load_weights,
-    prepare_environment,
-    student_model,
-    write_atomic,
-)
+from pat_mmdet.utils import is_distiller, load_config, student_model, write_atomic
 from pat_mmdet.utils.errors import clear_errors
 
 if TYPE_CHECKING:
@@ -77,6 +69,7 @@ def build_baseline(cfg: Config, run: str | None) -> nn.Module:
     """Build the student with the weights of a training, or with those it starts from."""
     import torch
 
+    from pat_mmdet.utils import load_weights
     from pat_mmdet.utils.resume import find_checkpoint
 
     torch.manual_seed(0)
@@ -94,6 +87,7 @@ def main() -> None:
     with clear_errors(args.traceback):
         import torch
 
+        from pat_mmdet.utils import check_data, load_weights, prepare_environment
         from pat_mmdet.utils.resume import find_checkpoint
         from pat_mmdet.visualization.feature_figures import draw_cka, encode_png
         from pat_mmdet.visualization.pat_figures import DistillerFigures
