@@ -95,11 +95,15 @@ def test_misspelt_key_of_a_classifier(key, near):
     [
         (DETECTION, "model.student.backbone.depth", "ResNet takes one of 18, 34, 50, 101, 152$"),
         (
-            CLASSIFICATION,
+            "configs/pat/efficientnet_lite0-vit_mini_cifar10_64px.py",  # mixes labels
             "model.student.data_preprocessor.num_classes",
             "train_dataloader.dataset has the 10",
         ),
-        (CLASSIFICATION, "data_preprocessor.num_classes", "dataset has the 10"),
+        (
+            "configs/students/vit_mini_cifar10_64px.py",
+            "model.data_preprocessor.num_classes",
+            "train_dataloader.dataset has the 10",
+        ),
     ],
 )
 def test_value_that_does_not_fit(config, key, message):
