@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -79,59 +79,38 @@ class ProgressBarHook(Hook):
 
             handle = model.distill.register_forward_hook(remember)
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: dict | None = None,
-    ) -> None:
-        """Show the iteration and its losses."""
-        if self._is_due(runner.iter + 1 == runner.max_iters):
-            self._bars.status = f"{self._describe_losses(runner, outputs or {})}{_peak_memory()}"
-            self._update(runner, "train", runner.iter + 1)
-
     def after_train(self, runner: Runner) -> None:
         """Leave the bar as it is."""
         self._end("train")
 
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Add a bar for the validation."""
-        self._begin(runner, "val", len(runner.val_dataloader))
+    def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
+        """Add a bar for a validation or a test."""
+        if mode != "train":
+            self._begin(runner, mode, _num_batches(runner, mode))
 
-    def after_val_iter(
+    def _after_iter(
         self,
         runner: Runner,
         batch_idx: int,
         data_batch: dict | None = None,
-        outputs: Sequence | None = None,
+        outputs: Any = None,
+        mode: str = "train",
     ) -> None:
-        """Show the iteration."""
-        if self._is_due(batch_idx + 1 == len(runner.val_dataloader)):
-            self._update(runner, "val", batch_idx + 1)
+        """Show the iteration, in training with its losses."""
+        if mode == "train":
+            completed, total = runner.iter + 1, runner.max_iters
+        else:
+            completed, total = batch_idx + 1, _num_batches(runner, mode)
+        if not self._is_due(completed == total):
+            return
+        if mode == "train":
+            self._bars.status = f"{self._describe_losses(runner, outputs or {})}{_peak_memory()}"
+        self._update(runner, mode, completed)
 
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Take the bar of the validation away."""
-        self._end("val")
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        """Show the bar of the test."""
-        self._begin(runner, "test", len(runner.test_dataloader))
-
-    def after_test_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: Sequence | None = None,
-    ) -> None:
-        """Show the iteration."""
-        if self._is_due(batch_idx + 1 == len(runner.test_dataloader)):
-            self._update(runner, "test", batch_idx + 1)
-
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Leave the bar as it is."""
-        self._end("test")
+    def _after_epoch(self, runner: Runner, mode: str = "train") -> None:
+        """Take the bar of a validation away, and leave that of a test as it is."""
+        if mode != "train":
+            self._end(mode)
 
     def on_exit(self, runner: Runner) -> None:
         """Give the terminal back, also after an error."""
@@ -236,6 +215,11 @@ class ProgressBarHook(Hook):
         self._bars = None
         self._tasks = {}
         atexit.unregister(self._stop)
+
+
+def _num_batches(runner: Runner, mode: str) -> int:
+    """Return the length of a validation or a test."""
+    return len(runner.val_dataloader if mode == "val" else runner.test_dataloader)
 
 
 def _is_watched(console: Console) -> bool:
