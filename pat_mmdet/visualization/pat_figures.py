@@ -24,7 +24,7 @@ from .feature_figures import draw_attention, draw_prompts
 
 
 class PATOutputs(NamedTuple):
-    """What PAT computes on a batch.
+    """Intermediate results of PAT on a batch.
 
     Attributes:
         attention (Tensor, optional): RAA's weights, (B, S, g, g, S, g, g), the mean over heads;

@@ -48,7 +48,7 @@ for number, args in enumerate(json.loads(sys.argv[1])):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Gives the output of one of the commands, which has to end with an exit code."""
+    """Return the output of a command, which has to end with an exit code."""
     folder = tmp_path_factory.mktemp("outputs")
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, json.dumps(COMMANDS), folder],

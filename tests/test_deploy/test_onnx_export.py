@@ -249,7 +249,7 @@ def test_classifiers(name, tmp_path):
 
 
 def in_memory(cfg):
-    """Takes the loading out of a test pipeline, as for CIFAR-100."""
+    """Remove the loading from a test pipeline, as for CIFAR-100."""
     resize = dict(type="Resize", scale=classifiers.SIZE)
     cfg.test_dataloader.dataset.pipeline = [resize, dict(type="PackInputs")]
     return cfg

@@ -1,4 +1,4 @@
-"""What a folder holds, in each format and layout, and what is wrong with it."""
+"""Tests of data folders in each format and layout, and of their faults."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What the readers of all formats share."""
+"""Types and functions shared by the readers of all formats."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Split(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What a folder holds.
+    """Data found in a folder.
 
     Attributes:
         format (str): Name of the format.

@@ -24,7 +24,7 @@ from pat_mmdet.utils.images import read_image_sizes
 
 
 class Source(NamedTuple):
-    """What a folder holds.
+    """YOLO annotations found in a folder.
 
     Attributes:
         splits (dict[str, list[Path]]): The images of each split.
