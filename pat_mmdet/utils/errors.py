@@ -42,7 +42,8 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
     the first step on, such errors keep their traceback, but for those about a process that died or
     a full disk. What torch's safe loading refuses is said without its advice to switch that off.
     Where nobody reads the output any more, as after ``| head``, the program ends without a word
-    and with the exit code of a shell for SIGPIPE.
+    and with the exit code of a shell for SIGPIPE. Ctrl-C ends it with that for SIGINT, and in a
+    training with how to go on.
 
     Args:
         show_traceback (bool): Whether every error keeps its traceback, as ``--traceback`` asks.
@@ -50,6 +51,16 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()  # here, as an error at the exit of the interpreter cannot be caught
+    except KeyboardInterrupt as interrupt:
+        if show_traceback:
+            raise
+        training = any(
+            Path(frame.filename).name == "runner.py" and frame.name == "train"
+            for frame in traceback.extract_tb(interrupt.__traceback__)
+        )
+        hint = "; --resume goes on from the last checkpoint" if training else ""
+        print(f"stopped{hint}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_output_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still in the buffer

@@ -110,14 +110,14 @@ def test_failed_download_names_url():
     assert line.startswith("error: OSError at 'https://host/a.pth': Name or service not known")
 
 
-def caller(path):
+def caller(path, name="run"):
     """A function in a file of that path, which calls another."""
     path.parent.mkdir(parents=True)
-    path.write_text("def run(step):\n    step()\n")
+    path.write_text(f"def {name}(step):\n    step()\n")
     spec = importlib.util.spec_from_file_location("caller", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.run
+    return getattr(module, name)
 
 
 @pytest.fixture
@@ -134,6 +134,19 @@ def test_errors_inside_a_loop(text, loop):
         loop(lambda: fail(RuntimeError(text)))
     # What this project says about its input is one line there as well.
     assert ends_with(lambda: loop(lambda: load_config("nowhere.py"))).startswith("error: con")
+
+
+def test_interrupt_says_how_to_go_on(tmp_path, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    assert ends_with(interrupt) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    train = caller(tmp_path / "runner/runner.py", "train")
+    assert ends_with(lambda: train(interrupt)) == 130
+    assert capsys.readouterr().err == "stopped; --resume goes on from the last checkpoint\n"
+    with pytest.raises(KeyboardInterrupt), clear_errors(show_traceback=True):
+        interrupt()
 
 
 @pytest.mark.parametrize(
