@@ -7,7 +7,7 @@ preprocessor = dict(
 )
 # Images are BGR until the preprocessor: colours stand in this order.
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageOrSkip"),
     dict(type="RandomResizedCrop", scale=image_size, crop_ratio_range=(0.25, 1.0)),
     dict(type="RandomFlip", prob=0.5, direction="horizontal"),
     dict(
@@ -31,7 +31,7 @@ train_pipeline = [
     dict(type="PackInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageOrSkip"),
     dict(type="Resize", scale=(image_size, image_size)),
     dict(type="PackInputs"),
 ]
