@@ -185,12 +185,9 @@ class ProgressBarHook(Hook):
         if not losses:
             return ""
         method = {key: losses.pop(key) for key in self._method_losses if key in losses}
-        # The total of all; a classifier's own loss has that name, too, and takes its place.
-        total = losses.pop("loss", 0.0)
-        if not method:
-            return f"loss {total:.3f}  "
-        task = sum(losses.values()) if losses else total
-        parts = {"loss": task + sum(method.values()), "task": task, **method}
+        parts = {"loss": losses.pop("loss")}
+        if method:
+            parts |= {"task": sum(losses.values()), **method}
         return "".join(f"{key.replace('loss_', '')} {parts[key]:.3f}  " for key in parts)
 
     def _end(self, mode: str) -> None:

@@ -186,6 +186,8 @@ class BaseDistiller(BaseModel):
         """Run the student in loss mode; return its losses and the recorded activations."""
         with self._recorder.recording() as activations:
             losses = self.student(inputs, data_samples, mode="loss")
+        if "loss" in losses:  # a classifier's; in logs the sum of all losses has that name
+            losses["loss_cls"] = losses.pop("loss")
         return losses, activations
 
     def collect_outputs(

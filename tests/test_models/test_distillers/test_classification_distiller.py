@@ -120,7 +120,7 @@ def test_mmpretrain_classifiers_are_distilled(student):
     for _ in range(2):
         losses = train_step(model, batch(model), optimizer)
     assert len(passes) == 2
-    assert {"loss", "loss_kd", "loss_fd", "loss_reg"} <= set(losses)
+    assert {"loss_cls", "loss_kd", "loss_fd", "loss_reg"} <= set(losses)
     check_gradients(model)
     assert unchanged(model.teacher, before)
 
@@ -134,10 +134,10 @@ def test_student_losses_and_random_state():
     state = torch.get_rng_state()
     torch.manual_seed(3)
     losses = model(**data, mode="loss")
-    assert torch.equal(losses["loss"], alone)
+    assert torch.equal(losses["loss_cls"], alone)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(4)
-    assert not torch.equal(model(**data, mode="loss")["loss"], alone)
+    assert not torch.equal(model(**data, mode="loss")["loss_cls"], alone)
 
 
 def test_predictions_are_the_students():
@@ -301,7 +301,7 @@ def test_label_smoothing():
     student, teacher = outputs_of(model, data)
     losses = model(**data, mode="loss")
     smooth = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
-    torch.testing.assert_close(losses["loss"], smooth(student.logits, student.labels))
+    torch.testing.assert_close(losses["loss_cls"], smooth(student.logits, student.labels))
     torch.testing.assert_close(
         losses["loss_kd"], dkd_loss(student.logits, teacher.logits, student.labels)
     )
