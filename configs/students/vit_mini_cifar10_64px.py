@@ -1,6 +1,6 @@
 # ViT of width 96 and six blocks on 8×8 patches of 64 pixels.
 _base_ = [
-    "../_base_/datasets/cifar10_64px.py",
+    "../_base_/datasets/cifar10_64px_aug.py",
     "../_base_/schedules/cifar10_20e.py",
     "../_base_/classification_runtime.py",
 ]
