@@ -163,7 +163,7 @@ Images side by side, results by class and curves, for a browser:
 def main() -> None:
     """Run the demo as the command line says."""
     args = parse_args()
-    with reproduce.resumable(), clear_errors(args.traceback):
+    with clear_errors(args.traceback), reproduce.resumable():
         run_demo(args)
 
 

@@ -492,7 +492,7 @@ def run_table(table: Table, args: argparse.Namespace) -> list[Job]:
 def main() -> None:
     """List, train or collect, as the command line says."""
     args = parse_args()
-    with resumable(), clear_errors(args.traceback):
+    with clear_errors(args.traceback), resumable():
         check_arguments(args)
         if args.list:
             show_list([find_table(args.table)] if args.table else [*load_tables().values()], args)

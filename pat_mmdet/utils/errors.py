@@ -54,11 +54,7 @@ def clear_errors(show_traceback: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         if show_traceback:
             raise
-        training = any(
-            Path(frame.filename).name == "runner.py" and frame.name == "train"
-            for frame in traceback.extract_tb(interrupt.__traceback__)
-        )
-        hint = "; --resume goes on from the last checkpoint" if training else ""
+        hint = "; --resume goes on from the last checkpoint" if _in_training(interrupt) else ""
         print(f"stopped{hint}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
@@ -99,6 +95,14 @@ def _is_output_closed() -> bool:
     output = select.poll()
     output.register(1, 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
+
+
+def _in_training(error: BaseException) -> bool:
+    """Return True if an error was raised while MMEngine's runner was training."""
+    return any(
+        Path(frame.filename).name == "runner.py" and frame.name == "train"
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
 
 
 def _before_training(error: BaseException) -> bool:
