@@ -9,6 +9,7 @@ import torch
 from helpers.classifiers import SIZE, batch, build, config, distiller
 from mmengine.registry import MODELS
 
+from pat_mmdet.models.classifiers import PretrainedTimmClassifier
 from pat_mmdet.utils import load_weights
 
 SWIN = "swin_tiny_patch4_window7_224"
@@ -185,3 +186,18 @@ def test_old_file_as_teacher_checkpoint(networks, tmp_path):
     loaded = model.teacher.model.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
     assert torch.isfinite(model(**batch(model), mode="loss")["loss_fd"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(checkpoint_path="no.pth"), r"^checkpoint_path='no.pth' does not exist; check"),
+        (
+            dict(pretrained=True, pretrained_cfg_overlay=dict(file="no.pth")),
+            r"^pretrained_cfg_overlay.file='no.pth' does not exist; check",
+        ),
+    ],
+)
+def test_missing_weights_of_timm(options, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        PretrainedTimmClassifier(model_name="tf_efficientnet_lite0", **options)
